@@ -1,0 +1,153 @@
+"""Train the judge: a small classifier that reads subject, colour, accessory and background off a 128 x 128 picture.
+
+It is trained on two families of art (Fluent flat, Noto) and tested on scenes of a third (Noto v1) and on held-out
+combinations; the denoiser never sees it.  `benchmarks/edits.py` asks it whether an edit was done.
+
+    python -m training.judge --vae assets/builtin/vae --out benchmarks/judge.safetensors --minutes 5
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .art import ACCESSORIES, NOUNS
+from .run import Progress
+from .scenes import BACKGROUNDS, COLOURS, Scene, random_scene, render
+
+QUESTIONS = {
+    "noun": list(NOUNS),
+    "colour": ["none", *COLOURS],
+    "accessory": ["none", *ACCESSORIES],
+    "background": list(BACKGROUNDS),
+}
+
+
+class Judge(nn.Module):
+    """Convolutions on the half-size picture, global average and maximum, one linear answer a question."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 32, 64, 96, 128)
+        layers: list[nn.Module] = []
+        for a, b in zip(widths, widths[1:], strict=False):
+            layers += [nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
+            layers += [nn.Conv2d(b, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(2)]
+        self.body = nn.Sequential(*layers)
+        self.answers = nn.ModuleDict({name: nn.Linear(2 * widths[-1], len(options)) for name, options in QUESTIONS.items()})
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """image [B, 3, 128, 128] in 0..1 -> logits [B, options] of each question."""
+        x = self.body(F.avg_pool2d(image, 2) * 2 - 1)
+        x = torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1)
+        return {name: answer(x) for name, answer in self.answers.items()}
+
+    @torch.inference_mode()
+    def read(self, image: Tensor) -> list[dict[str, str]]:
+        """What each picture of [B, 3, 128, 128] shows, as words."""
+        logits = self.eval()(image.float())
+        picks = {name: value.argmax(1).tolist() for name, value in logits.items()}
+        return [{name: QUESTIONS[name][picks[name][b]] for name in QUESTIONS} for b in range(len(image))]
+
+
+def load_judge(path: Path) -> Judge:
+    from safetensors.torch import load_file
+
+    judge = Judge()
+    judge.load_state_dict({name: value.float() for name, value in load_file(path).items()}, strict=False)
+    return judge.eval()
+
+
+def answers(scene: Scene) -> dict[str, str]:
+    """The right answers for a scene."""
+    return {
+        "noun": scene.noun,
+        "colour": scene.colour or "none",
+        "accessory": scene.accessory or "none",
+        "background": scene.background,
+    }
+
+
+def labels(scenes: list[Scene]) -> dict[str, Tensor]:
+    return {name: torch.tensor([QUESTIONS[name].index(answers(s)[name]) for s in scenes]) for name in QUESTIONS}
+
+
+def draw(count: int, seed: int, family: str, held_out: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+    """uint8 pictures [count, 3, 128, 128] and their labels."""
+    rng = np.random.default_rng(seed)
+    scenes: list[Scene] = []
+    while len(scenes) < count:
+        scene = random_scene(rng, held_out=held_out)
+        if family != "noto-v1" or (scene.noun != "cup" and scene.accessory != "cap"):
+            scenes.append(scene)
+    pictures = torch.from_numpy(np.stack([render(s, family).image for s in scenes])).permute(0, 3, 1, 2)
+    return pictures.contiguous(), labels(scenes)
+
+
+@torch.inference_mode()
+def accuracy(judge: Judge, pictures: Tensor, truth: dict[str, Tensor]) -> dict[str, float]:
+    judge.eval()
+    hits = dict.fromkeys(QUESTIONS, 0)
+    for k in range(0, len(pictures), 64):
+        logits = judge(pictures[k : k + 64].float() / 255)
+        for name in QUESTIONS:
+            hits[name] += int((logits[name].argmax(1) == truth[name][k : k + 64]).sum())
+    judge.train()
+    return {name: round(hits[name] / len(pictures), 3) for name in QUESTIONS}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vae", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--scenes", type=int, default=5000)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    from diffusers import AutoencoderTiny
+    from safetensors.torch import save_file
+
+    torch.manual_seed(args.seed)
+    vae = AutoencoderTiny.from_pretrained(args.vae).float().eval()
+    flat, noto = draw(args.scenes, 51, "fluent-flat"), draw(args.scenes // 3, 52, "noto")
+    pictures = torch.cat([flat[0], noto[0]])
+    truth = {name: torch.cat([flat[1][name], noto[1][name]]) for name in QUESTIONS}
+    tests = {
+        "fluent-flat, held-out combinations": draw(400, 61, "fluent-flat", held_out=True),
+        "noto-v1, held-out art": draw(400, 62, "noto-v1"),
+    }
+    judge = Judge().train().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.02)
+    progress, generator, step = Progress(), torch.Generator().manual_seed(args.seed), 0
+    while progress.minutes() < args.minutes:
+        optimizer.param_groups[0]["lr"] = 2e-3 * max(0.01, 1 - progress.minutes() / args.minutes)
+        rows = torch.randint(len(pictures), (32,), generator=generator)
+        x = pictures[rows].float() / 255
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):  # half of them as the decoder would show them
+            z = vae.encoder(x[:16] * 2 - 1)
+            z = z + 0.15 * torch.rand((), generator=generator) * torch.randn(z.shape, generator=generator)
+            x[:16] = (vae.decoder(z).float().clamp(-1, 1) + 1) / 2
+        x = x * (1 + 0.1 * torch.randn(32, 3, 1, 1, generator=generator)) + 0.04 * torch.randn(32, 3, 1, 1, generator=generator)
+        shift = torch.randint(-6, 7, (2,), generator=generator).tolist()
+        x = x.roll(shift, (2, 3)).clamp(0, 1)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = judge(x.to(memory_format=torch.channels_last))
+        loss = sum(F.cross_entropy(logits[n].float(), truth[n][rows], label_smoothing=0.05) for n in QUESTIONS)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        step += 1
+        if progress(step, 32, loss=loss.detach()):
+            print({name: accuracy(judge, *test) for name, test in tests.items()}, flush=True)
+    print({name: accuracy(judge, *test) for name, test in tests.items()})
+    state = {n: v.half() if v.is_floating_point() else v for n, v in judge.state_dict().items()}
+    save_file({n: v.contiguous() for n, v in state.items()}, args.out)
+
+
+if __name__ == "__main__":
+    main()
