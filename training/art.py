@@ -1,8 +1,8 @@
 """Take the pictures of the built-in model's world out of the icon packages that registries ship.
 
 The packages are `@iconify-json/fluent-emoji-flat` (MIT), `@iconify-json/noto` and `@iconify-json/noto-v1` (Apache-2.0);
-get them with `npm pack NAME` and unpack each.  The SVG files that the world needs are already in `assets/art`, so this runs
-only when the world is widened:
+get them with `npm pack NAME` and unpack each.  The SVG files that the world needs are already in `assets/art`, so this
+runs only when the world is widened:
 
     python -m training.art --family fluent-flat --package path/to/unpacked/package
 """
@@ -57,21 +57,24 @@ ACCESSORIES = {
 
 
 def svg_text(icons: dict, name: str) -> str | None:
-    """The SVG document of icon `name` in an Iconify collection (parsed icons.json), or None when it has no such icon."""
+    """The SVG document of icon `name` in an Iconify collection (parsed icons.json); None when it has no such icon."""
     icon = icons["icons"].get(name)
     if icon is None:
         alias = icons.get("aliases", {}).get(name)
         return svg_text(icons, alias["parent"]) if alias else None
     width = icon.get("width", icons.get("width", 16))
     height = icon.get("height", icons.get("height", 16))
-    return f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {width} {height}">{icon["body"]}</svg>\n'
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return f'<svg {names} viewBox="0 0 {width} {height}">{icon["body"]}</svg>\n'
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--family", required=True, help="name of the folder under assets/art")
     parser.add_argument("--package", required=True, type=Path, help="the unpacked npm package, with its icons.json")
-    parser.add_argument("--all", type=Path, help="also write every icon of the family into this folder (autoencoder training)")
+    parser.add_argument(
+        "--all", type=Path, help="also write every icon of the family into this folder (autoencoder training)"
+    )
     args = parser.parse_args()
     icons = json.loads((args.package / "icons.json").read_text())
     folder = ART / args.family

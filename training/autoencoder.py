@@ -1,16 +1,16 @@
-"""Train the built-in model's autoencoder: f = 4, 128 x 128 pictures -> 32 x 32 x 4 latents, a diffusers AutoencoderTiny.
+"""Train the built-in model's autoencoder, a diffusers AutoencoderTiny: 128 x 128 pictures -> 32 x 32 x 4 latents.
 
 The loss is L1 on pixels and on their differences, with three aids for what comes after:
 
-- noise of `NOISE` on the latent before decoding, so that a slightly wrong latent still decodes well (the denoiser's are);
+- noise of `NOISE` on the latent before decoding, so that a slightly wrong latent, as the denoiser makes, decodes well;
 - a weak pull of the first three channels to the 4 x 4 average of the picture, so that latents look like small pictures,
   which a small denoiser learns faster, and previews need no decoder;
 - a small penalty on the latents' size.
 
     python -m training.autoencoder --out runs/autoencoder --minutes 10 [--icons FOLDER ...]
 
-`--icons` adds collages of any folder of SVG icons (see training/art.py --all), so that the decoder knows more than scenes.
-Resumes from `--out` when it holds a checkpoint.
+`--icons` adds collages of any folder of SVG icons (see training/art.py --all), so that the decoder knows more than
+scenes.  Resumes from `--out` when it holds a checkpoint.
 """
 
 from __future__ import annotations
@@ -69,8 +69,14 @@ def collage_pool(count: int, seed: int, folders: list[Path]) -> np.ndarray:
         for _ in range(int(rng.integers(1, 5))):
             side = int(rng.integers(28, 120))
             text = files[int(rng.integers(len(files)))].read_text()
-            icon = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=text, width=side, height=side)))).convert("RGBA")
-            image.paste(icon, (int(rng.integers(-side // 3, SIZE - side // 2)), int(rng.integers(-side // 3, SIZE - side // 2))), icon)
+            icon = Image.open(
+                io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=text, width=side, height=side)))
+            ).convert("RGBA")
+            image.paste(
+                icon,
+                (int(rng.integers(-side // 3, SIZE - side // 2)), int(rng.integers(-side // 3, SIZE - side // 2))),
+                icon,
+            )
         out[k] = np.asarray(image)
     return out
 
@@ -131,7 +137,9 @@ def main() -> None:
         pools.append(collage_pool(1500, args.seed + 3, args.icons))
     pool = to_input(np.concatenate(pools))
     held_out = {"fluent-flat": scene_pool(64, 10**6, "fluent-flat"), "noto-v1": scene_pool_v1(64)}
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4
+    )
     generator = torch.Generator().manual_seed(args.seed + ema.step)
     terms = torch.compile(lambda x, noise: losses(model, x, noise))
     progress = Progress()
@@ -139,7 +147,9 @@ def main() -> None:
     while progress.minutes() < args.minutes:
         share = progress.minutes() / args.minutes
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1.0, (ema.step + 1) / 100) * (1.0 if share < 0.5 else max(0.02, 2 * (1 - share)))
+            group["lr"] = (
+                args.lr * min(1.0, (ema.step + 1) / 100) * (1.0 if share < 0.5 else max(0.02, 2 * (1 - share)))
+            )
         rows = torch.randint(len(pool), (args.batch,), generator=generator)
         x = torch.stack([_crop(pool[r], generator) for r in rows.tolist()]).to(memory_format=torch.channels_last)
         noise = NOISE * torch.randn(args.batch, 4, CROP // 4, CROP // 4, generator=generator)
@@ -151,7 +161,9 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         ema.update()
-        progress(ema.step, args.batch, reconstruction=reconstruction.detach(), likeness=likeness.detach(), size=size.detach())
+        progress(
+            ema.step, args.batch, reconstruction=reconstruction.detach(), likeness=likeness.detach(), size=size.detach()
+        )
         if progress.minutes() - last_save > 2:
             last_save = progress.minutes()
             _report(model, ema, held_out, checkpoint)
@@ -179,7 +191,9 @@ def _report(model: torch.nn.Module, ema: EMA, held_out: dict[str, np.ndarray], c
     rows = np.concatenate([images[:4] for images in held_out.values()])
     with torch.no_grad():
         decoded = model.decoder(model.encoder(to_input(rows))).clamp(-1, 1).add(1).mul(127.5).round().byte()
-    grid = np.concatenate([np.concatenate(list(rows), 1), np.concatenate(list(decoded.permute(0, 2, 3, 1).numpy()), 1)], 0)
+    grid = np.concatenate(
+        [np.concatenate(list(rows), 1), np.concatenate(list(decoded.permute(0, 2, 3, 1).numpy()), 1)], 0
+    )
     Image.fromarray(grid).save(checkpoint.parent / "reconstruction.png")
     ema.swap()
     save_checkpoint(checkpoint, {"model": model.state_dict(), "ema": ema.state_dict()})

@@ -105,7 +105,8 @@ def main() -> None:
     rest = {name: data[name] for name in ("subject", "accessory", "words")}
     np.savez(args.out / f"shard-{args.shard}.npz", latents=latents, bare=bare, **rest)
     drawn.unlink()
-    print(f"{len(latents)} scenes; latent mean {latents.astype(np.float32).mean():.4f} std {latents.astype(np.float32).std():.4f}")
+    values = latents.astype(np.float32)
+    print(f"{len(latents)} scenes; latent mean {values.mean():.4f} std {values.std():.4f}")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python -m training.denoiser --cache runs/cache --vae runs/autoencoder/vae --out runs/denoiser --minutes 90
 
-Loss: v-prediction with min-SNR weighting (arXiv:2303.09556, gamma 5), heavier on what is worn (it is small, and edits need
-it), plus a per-pixel cross-entropy between the head-averaged cross-attention and the words that the pixel shows.  A share
-of every batch shows the *bare* scene under the caption of the *dressed* one and trains the attention alone: where would the
-crown go?  That is the question an edit asks.
+Loss: v-prediction with min-SNR weighting (arXiv:2303.09556, gamma 5), heavier on what is worn (it is small, and edits
+need it), plus a per-pixel cross-entropy between the head-averaged cross-attention and the words that the pixel shows.
+A share of every batch shows the *bare* scene under the caption of the *dressed* one and trains the attention alone:
+where would the crown go?  That is the question an edit asks.
 
 Resumable; bf16 autocast on the CPU, EMA, seeded; a sample grid every few minutes.
 """
@@ -29,7 +29,14 @@ from .scenes import BACKGROUNDS, COLOURS
 MAX_TOKENS = 32
 TEXT_WIDTH = 128
 GAMMA = 5.0
-CONTENT = {"grass": ("grass",), "sand": ("sand",), "snow": ("snow",), "night": ("night",), "sky": ("sky",), "sea": ("sea",)}
+CONTENT = {
+    "grass": ("grass",),
+    "sand": ("sand",),
+    "snow": ("snow",),
+    "night": ("night",),
+    "sky": ("sky",),
+    "sea": ("sea",),
+}
 CONTENT |= {"table": ("wooden", "table"), "white": ("white", "background")}
 
 
@@ -67,9 +74,30 @@ def build_scheduler() -> object:
 
 
 def vocabulary_text() -> list[str]:
-    """What the BPE learns its merges from: the world's words, and common English around them so that others still split well."""
+    """What the BPE learns its merges from: the world's words, and common English so that others still split well."""
     words = [*NOUNS, *ACCESSORIES, *COLOURS, *BACKGROUNDS.values(), "wearing", "a", "an", "the", "with", "and", "of"]
-    extra = "picture photo drawing two three cats dogs hat hats glasses beside under over big small house tree car bird fish".split()
+    extra = [
+        "picture",
+        "photo",
+        "drawing",
+        "two",
+        "three",
+        "cats",
+        "dogs",
+        "hat",
+        "hats",
+        "glasses",
+        "beside",
+        "under",
+        "over",
+        "big",
+        "small",
+        "house",
+        "tree",
+        "car",
+        "bird",
+        "fish",
+    ]
     return words * 50 + extra * 3
 
 
@@ -80,7 +108,9 @@ def build_tokenizer(folder: Path) -> object:
 
     bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Lowercase()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     trainer = trainers.BpeTrainer(
         vocab_size=1000,
         min_frequency=2,
@@ -126,7 +156,7 @@ def build_text_encoder(tokenizer) -> nn.Module:
 
 
 class RecordedCrossAttention:
-    """A diffusers attention processor that computes softmax(Q K^T / sqrt(d)) in the open and keeps its mean over heads."""
+    """A diffusers attention processor that computes softmax(Q K^T / sqrt(d)) in the open and keeps its head mean."""
 
     def __init__(self) -> None:
         self.probabilities: Tensor | None = None  # [B, queries, tokens]
@@ -158,7 +188,7 @@ def record_cross_attention(unet: nn.Module) -> list[RecordedCrossAttention]:
 
 
 class Captions:
-    """Token ids of every caption of the world, and which group each token belongs to: 0 other, 1 subject, 2 worn, 3 background."""
+    """Token ids of every caption of the world, and each token's group: 0 other, 1 subject, 2 worn, 3 background."""
 
     def __init__(self, tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -191,8 +221,8 @@ class Captions:
             pieces = self.tokenizer(word, add_special_tokens=False).input_ids
             ids += pieces
             groups += [group] * len(pieces)
-        ids = ids[: MAX_TOKENS - 1] + [self.tokenizer.eos_token_id]
-        groups = groups[: MAX_TOKENS - 1] + [0]
+        ids = [*ids[: MAX_TOKENS - 1], self.tokenizer.eos_token_id]
+        groups = [*groups[: MAX_TOKENS - 1], 0]
         pad = MAX_TOKENS - len(ids)
         return ids + [self.tokenizer.pad_token_id] * pad, groups + [0] * pad
 
@@ -200,10 +230,11 @@ class Captions:
 def attention_target(subject: Tensor, accessory: Tensor, groups: Tensor) -> Tensor:
     """What a pixel's attention should be: its share of each thing, spread evenly over the words that name the thing.
 
-    subject, accessory: [B, h, w] in 0..1; groups: [B, L] long.  Returns [B, h w, L]; rows sum to 1.  What no word of the
-    caption names goes to the start token.
+    subject, accessory: [B, h, w] in 0..1; groups: [B, L] long.  Returns [B, h w, L]; rows sum to 1.  What no word of
+    the caption names goes to the start token.
     """
-    shares = torch.stack([subject, accessory, (1 - subject - accessory).clamp_min(0)], dim=-1).flatten(1, 2)  # [B, hw, 3]
+    background = (1 - subject - accessory).clamp_min(0)
+    shares = torch.stack([subject, accessory, background], dim=-1).flatten(1, 2)  # [B, hw, 3]
     shares = shares / shares.sum(-1, keepdim=True).clamp_min(1e-6)
     member = torch.stack([groups == g for g in (1, 2, 3)], dim=1).float()  # [B, 3, L]
     counts = member.sum(-1, keepdim=True)
@@ -212,7 +243,9 @@ def attention_target(subject: Tensor, accessory: Tensor, groups: Tensor) -> Tens
     return target
 
 
-def attention_loss(recorders: list[RecordedCrossAttention], subject: Tensor, accessory: Tensor, groups: Tensor) -> Tensor:
+def attention_loss(
+    recorders: list[RecordedCrossAttention], subject: Tensor, accessory: Tensor, groups: Tensor
+) -> Tensor:
     """Per-pixel cross-entropy -sum_token target log attention, mean over pixels and layers."""
     total = subject.new_zeros(())
     for recorder in recorders:
@@ -234,7 +267,9 @@ def attention_loss(recorders: list[RecordedCrossAttention], subject: Tensor, acc
 class Batches:
     """Random rows of the cache as tensors, captions with dropped parts, the bare scenes of the attention-only share."""
 
-    def __init__(self, cache: Cache, captions: Captions, scale: float, rng: np.random.Generator, bare_share: float) -> None:
+    def __init__(
+        self, cache: Cache, captions: Captions, scale: float, rng: np.random.Generator, bare_share: float
+    ) -> None:
         self.cache, self.captions, self.scale, self.rng, self.bare_share = cache, captions, scale, rng, bare_share
 
     def __call__(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -289,7 +324,9 @@ def stratified_t(count: int, generator: torch.Generator) -> Tensor:
 
 
 def build(tokenizer) -> nn.ModuleDict:
-    return nn.ModuleDict({"unet": build_unet().to(memory_format=torch.channels_last), "text_encoder": build_text_encoder(tokenizer)})
+    return nn.ModuleDict(
+        {"unet": build_unet().to(memory_format=torch.channels_last), "text_encoder": build_text_encoder(tokenizer)}
+    )
 
 
 def main() -> None:
@@ -299,7 +336,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=90)
     parser.add_argument("--batch", type=int, default=12, help="pictures a step and worker")
-    parser.add_argument("--workers", type=int, default=1, help="processes on the CPU, one thread each, on shared weights")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes on the CPU, one thread each, on shared weights"
+    )
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--final", action="store_true", help="decay the learning rate to zero over --minutes")
     parser.add_argument("--attention", type=float, default=0.05, help="weight of the attention term")
@@ -348,7 +387,10 @@ def train(worker: int, args: argparse.Namespace, weights: dict[str, Tensor]) -> 
             optimizer.load_state_dict(load_checkpoint(own))
     if worker == 0:
         count = sum(p.numel() for p in both.parameters())
-        print(f"{count / 1e6:.2f} M parameters, {len(cache)} scenes, latent scale {scale:.4f}, from step {steps_before}", flush=True)
+        print(
+            f"{count / 1e6:.2f} M parameters, {len(cache)} scenes, latent scale {scale:.4f}, from step {steps_before}",
+            flush=True,
+        )
     seed = args.seed + steps_before + 1009 * worker
     generator = torch.Generator().manual_seed(seed)
     batches = Batches(cache, Captions(tokenizer), scale, np.random.default_rng(seed), args.bare)
@@ -409,7 +451,9 @@ def _save(args: argparse.Namespace, both: nn.ModuleDict, ema: EMA, scale: float,
     state = {"model": both.state_dict(), "ema": ema.state_dict(), "scale": scale}
     save_checkpoint(args.out / "denoiser.pt", state)
     ema.swap()
-    images = sample(both["unet"], both["text_encoder"], tokenizer, args.vae, scale, GRID_PROMPTS, steps=20, guidance=4.0, seed=1)
+    images = sample(
+        both["unet"], both["text_encoder"], tokenizer, args.vae, scale, GRID_PROMPTS, steps=20, guidance=4.0, seed=1
+    )
     rows = [np.concatenate(list(images[k : k + 8]), axis=1) for k in range(0, len(images), 8)]
     Image.fromarray(np.concatenate(rows, axis=0)).save(args.out / f"samples-{ema.step:06d}.png")
     ema.swap()

@@ -1,6 +1,6 @@
 """Draw samples while training, and write the finished model as a diffusers folder in fp16 safetensors.
 
-    python -m training.export --denoiser runs/denoiser --vae runs/autoencoder/vae --out assets/builtin
+python -m training.export --denoiser runs/denoiser --vae runs/autoencoder/vae --out assets/builtin
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def sample(
     vae = AutoencoderTiny.from_pretrained(vae_folder).eval()
     scheduler = build_scheduler()
     scheduler.set_timesteps(steps)
-    ids = tokenizer([*prompts, *[""] * len(prompts)], padding="max_length", truncation=True, return_tensors="pt").input_ids
+    ids = tokenizer(
+        [*prompts, *[""] * len(prompts)], padding="max_length", truncation=True, return_tensors="pt"
+    ).input_ids
     z = torch.randn(len(prompts), 4, 32, 32, generator=torch.Generator().manual_seed(seed))
     with torch.autocast("cpu", torch.bfloat16):
         text = text_encoder(input_ids=ids).last_hidden_state
@@ -84,6 +86,9 @@ def main() -> None:
     if args.out.exists():
         shutil.rmtree(args.out)
     pipe.to(torch.float16).save_pretrained(args.out, safe_serialization=True)
+    config = args.out / "vae" / "config.json"  # diffusers writes a key there that it warns of when it reads it
+    settings = {k: v for k, v in json.loads(config.read_text()).items() if k != "block_out_channels"}
+    config.write_text(json.dumps(settings, indent=2) + "\n")
     for name, data in keep.items():
         (args.out / name).write_bytes(data)
     index = json.loads((args.out / "model_index.json").read_text())

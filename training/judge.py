@@ -9,6 +9,7 @@ combinations; the denoiser never sees it.  `benchmarks/edits.py` asks it whether
 from __future__ import annotations
 
 import argparse
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +36,13 @@ class Judge(nn.Module):
         super().__init__()
         widths = (3, 32, 64, 96, 128)
         layers: list[nn.Module] = []
-        for a, b in zip(widths, widths[1:], strict=False):
+        for a, b in pairwise(widths):
             layers += [nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
             layers += [nn.Conv2d(b, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(2)]
         self.body = nn.Sequential(*layers)
-        self.answers = nn.ModuleDict({name: nn.Linear(2 * widths[-1], len(options)) for name, options in QUESTIONS.items()})
+        self.answers = nn.ModuleDict(
+            {name: nn.Linear(2 * widths[-1], len(options)) for name, options in QUESTIONS.items()}
+        )
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """image [B, 3, 128, 128] in 0..1 -> logits [B, options] of each question."""
@@ -132,7 +135,9 @@ def main() -> None:
             z = vae.encoder(x[:16] * 2 - 1)
             z = z + 0.15 * torch.rand((), generator=generator) * torch.randn(z.shape, generator=generator)
             x[:16] = (vae.decoder(z).float().clamp(-1, 1) + 1) / 2
-        x = x * (1 + 0.1 * torch.randn(32, 3, 1, 1, generator=generator)) + 0.04 * torch.randn(32, 3, 1, 1, generator=generator)
+        x = x * (1 + 0.1 * torch.randn(32, 3, 1, 1, generator=generator)) + 0.04 * torch.randn(
+            32, 3, 1, 1, generator=generator
+        )
         shift = torch.randint(-6, 7, (2,), generator=generator).tolist()
         x = x.roll(shift, (2, 3)).clamp(0, 1)
         with torch.autocast("cpu", torch.bfloat16):

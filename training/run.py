@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """Exponential moving average of a module's parameters, `decay` rising with the step so that the start is forgotten."""
+    """Exponential moving average of a module's parameters; `decay` rises with the step, so the start is forgotten."""
 
     def __init__(self, module: nn.Module, decay: float = 0.999) -> None:
         self.module, self.decay, self.step = module, decay, 0
@@ -70,6 +70,8 @@ class Progress:
         if now - self.last < self.every:
             return False
         terms = "  ".join(f"{name} {sum(v) / len(v):.4f}" for name, v in self.losses.items())
-        print(f"step {step}  {self.minutes():.1f} min  {self.images / (now - self.last):.1f} img/s  {terms}", flush=True)
+        print(
+            f"step {step}  {self.minutes():.1f} min  {self.images / (now - self.last):.1f} img/s  {terms}", flush=True
+        )
         self.last, self.images = now, 0
         return True

@@ -1,7 +1,7 @@
 """Scenes of the built-in model's world: one subject, perhaps a colour, perhaps something that it wears, a background.
 
-A scene is a few words and a pose; `render` draws it with exact masks and `caption` says it.  Two scenes that differ in one
-thing are an edit whose truth is known: `edit_pair` draws source, target and the pixels that may change.
+A scene is a few words and a pose; `render` draws it with exact masks and `caption` says it.  Two scenes that differ in
+one thing are an edit whose truth is known: `edit_pair` draws them and `edit_truth` says which pixels may change.
 
 Everything is drawn from a `numpy.random.Generator`, so a seed is a scene.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import zlib
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -168,11 +168,20 @@ class _Anchor:
     eyes: float
 
 
-_EYES = {"penguin": 0.30, "owl": 0.30, "chick": 0.32, "robot": 0.47, "frog": 0.20, "ghost": 0.42, "alien": 0.52, "lion": 0.46}
+_EYES = {
+    "penguin": 0.30,
+    "owl": 0.30,
+    "chick": 0.32,
+    "robot": 0.47,
+    "frog": 0.20,
+    "ghost": 0.42,
+    "alien": 0.52,
+    "lion": 0.46,
+}
 _FACELESS = {"apple": 0.5, "pear": 0.55, "balloon": 0.38, "cup": 0.5, "cactus": 0.42, "mushroom": 0.38}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _anchor(family: str, noun: str) -> _Anchor:
     """Read off the drawing's alpha: the head's top is the first ink in the middle column, so hats sit between ears."""
     alpha = _art(family, NOUNS[noun])[..., 3] > 0.5
@@ -207,7 +216,7 @@ def _place(accessory: str, head: _Anchor) -> tuple[float, float, float]:
 # --- drawing ----------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=None)
+@cache
 def _art(family: str, name: str) -> np.ndarray:
     """A drawing as float32 RGBA [192, 192, 4], colours 0..255 premultiplied, alpha 0..1."""
     import resvg_py
@@ -241,7 +250,7 @@ def _tint(art: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
 def _paste(
     picture: np.ndarray, ink: np.ndarray, art: np.ndarray, left: float, top: float, side: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Alpha-over of `art` scaled to `side` pixels at (left, top), sub-pixel; returns the picture and where ink now is."""
+    """Alpha-over of `art` scaled to `side` pixels at (left, top), sub-pixel; returns the picture and its ink."""
     n = art.shape[0]
     scale = n / side
     # A pixel of the canvas looks at `scale` pixels of the art: reduce first, then sample bilinearly.

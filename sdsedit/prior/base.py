@@ -1,0 +1,108 @@
+"""What a frozen text-to-image model offers to everything above it, whichever model it is.
+
+A prior predicts the noise eps of a noised latent, in fp32, without classifier-free guidance and without randomness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sdsedit.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A prompt as its model reads it, start, end and padding included: L tokens."""
+
+    ids: tuple[int, ...]  # L
+    offsets: tuple[tuple[int, int], ...]  # L of (start, end) characters; (0, 0): start, end, padding
+    cut: str  # the words that did not fit, as the person wrote them; "" if all did
+
+
+@dataclass(frozen=True)
+class Text:
+    """Encoded prompts, a row each."""
+
+    prompts: tuple[str, ...]  # B
+    embeds: Tensor  # [B, L, D]
+    pooled: Tensor | None  # [B, P], the summary that SDXL reads beside the tokens
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, rows: slice | int) -> Text:
+        """Some rows, always as a batch: `text[1]` has one row."""
+        if isinstance(rows, int):
+            rows = range(len(self))[rows]  # an IndexError, and negative numbers from the end
+            rows = slice(rows, rows + 1)
+        return Text(self.prompts[rows], self.embeds[rows], None if self.pooled is None else self.pooled[rows])
+
+    def repeat(self, n: int) -> Text:
+        """The whole batch n times over: rows 0..B-1, 0..B-1, ..."""
+        return Text.cat(*[self] * n)
+
+    @staticmethod
+    def cat(*texts: Text) -> Text:
+        """The rows of several texts of one model, one after the other."""
+        pooled = [text.pooled for text in texts if text.pooled is not None]
+        if not texts or len(pooled) not in (0, len(texts)):
+            raise ValueError("Text.cat needs one or more texts of the same model.")
+        prompts = tuple(prompt for text in texts for prompt in text.prompts)
+        return Text(prompts, torch.cat([text.embeds for text in texts]), torch.cat(pooled) if pooled else None)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one forward pass said."""
+
+    eps: Tensor  # [B, C, h, w] fp32
+    maps: Any  # what the probe collected; None without a probe
+
+
+class Probe(Protocol):
+    """Something that listens to the network during one forward pass and does not change its output."""
+
+    def attach(self, network: Any, batch: int, latent_size: tuple[int, int]) -> AbstractContextManager[None]: ...
+
+    def collect(self) -> Any: ...
+
+
+class Prior(Protocol):
+    """A frozen text-to-image model. Where autograd is on, it passes through encode, decode and predict."""
+
+    name: str
+    schedule: Schedule
+    device: torch.device
+    dtype: torch.dtype  # of the network's weights; what goes in and out is fp32
+    channels: int  # of a latent
+    factor: int  # pixels a latent cell, along a side
+    multiple: int  # a picture's sides must be multiples of this many pixels
+    native: int  # side in pixels of the pictures that the model was trained on
+    max_tokens: int  # L, start and end tokens included
+
+    def tokenize(self, prompt: str) -> Tokens: ...
+
+    def encode_text(self, prompts: Sequence[str]) -> Text: ...
+
+    def encode(self, image: Tensor) -> Tensor: ...  # [B, 3, H, W] 0..1 -> [B, C, H / factor, W / factor] fp32
+
+    def decode(self, z: Tensor) -> Tensor: ...  # [B, C, h, w] -> [B, 3, h factor, w factor] fp32 in 0..1
+
+    def predict(
+        self,
+        z_t: Tensor,  # [B, C, h, w] fp32
+        t: Tensor,  # [B] or [1] in 0..1
+        text: Text,  # B rows, or one row for all
+        probe: Probe | None = None,
+    ) -> Prediction: ...
+
+
+def cfg(eps_uncond: Tensor, eps_cond: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance, arXiv:2207.12598: uncond + scale (cond - uncond), so scale 1 is the conditional one."""
+    return eps_uncond + scale * (eps_cond - eps_uncond)

@@ -1,0 +1,113 @@
+"""A picture as a latent: any size in, edited at the model's size, the same size out with everything else untouched."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sdsedit.attention.localize import feather
+from sdsedit.prior.base import Prior
+from sdsedit.representations.base import View
+
+# A pixel takes part in the edit if its decoding changed by more than _QUIET, fully from _LOUD on.
+_QUIET, _LOUD = 4 / 255, 16 / 255
+
+
+class ImageLatent:
+    """The source picture, its latent z_src, and the latent z that the edit moves."""
+
+    def __init__(
+        self,
+        picture: Tensor,  # [1, 3, H, W] fp32 in 0..1
+        z_src: Tensor,  # [1, C, h, w] fp32
+        mask: Tensor | None = None,  # [1, 1, H, W] in 0..1, a person's mask at the picture's size
+    ) -> None:
+        self.picture = picture
+        self.z_src = z_src
+        self.z = z_src
+        self.mask = mask
+        # A cell that is allowed in part may change: the composite stops at the mask's own edge.
+        self._cells = None if mask is None else F.adaptive_max_pool2d(mask, z_src.shape[-2:])
+
+    @classmethod
+    def from_image(
+        cls,
+        image: Tensor,  # [1, 3, H, W] fp32 in 0..1
+        prior: Prior,
+        size: int | None = None,  # side in pixels of the square with the working picture's area; None: the native side
+        mask: Tensor | None = None,  # [1, 1, H, W] in 0..1
+    ) -> ImageLatent:
+        """Encode a picture for a model. All of it is kept: it is resized to working_size, never cropped."""
+        image = image.to(prior.device)
+        work = resize(image, working_size((image.shape[-2], image.shape[-1]), size or prior.native, prior.multiple))
+        return cls(image, prior.encode(work).float(), None if mask is None else mask.to(prior.device))
+
+    def render(self, index: int) -> View:
+        return View(self.z, self.z_src, self._cells)
+
+    def step(self, direction: Tensor) -> None:
+        self.z = self.z - direction
+
+    def finish(
+        self,
+        prior: Prior,
+        z: Tensor,  # [1, C, h, w]
+        mask: Tensor | None,  # [1, 1, H, W] in 0..1 at the picture's size; None: anywhere
+        radius: int = 0,  # of the mask's feather, pixels
+    ) -> tuple[Tensor, Tensor, int]:  # the edited picture [1, 3, H, W], its weights [1, 1, H, W] in 0..1, pixels kept
+        """Decode z at the picture's size and lay it over the source: out = source + weight (edited - source), weight =
+        feathered mask times change gate.
+
+        An autoencoder alters every pixel, so the gate lets in only those that the edit changed: it compares the decoded
+        z with the decoded z_src, which has been through the same autoencoder. A pixel of weight 0 comes back bit for
+        bit.
+        """
+        size = (self.picture.shape[-2], self.picture.shape[-1])
+        before, after = prior.decode(self.z_src), prior.decode(z)
+        gate = resize(_change(before, after, prior.factor), size)
+        weight = gate if mask is None else feather(mask, radius) * gate
+        edited = resize(after, size)
+        out = torch.where(weight > 0, torch.lerp(self.picture, edited, weight), self.picture)
+        return out, weight, int((weight == 0).sum())
+
+
+def working_size(
+    size: tuple[int, int],  # (H, W) of the picture
+    side: int,  # of the square whose area is wanted
+    multiple: int,  # what both sides of the result are multiples of
+) -> tuple[int, int]:
+    """(h, w) of about the area side^2, in the picture's proportions as nearly as the multiple allows."""
+    most = max(side * side // multiple**2, 1)  # a very long picture gets no more than one row of cells
+
+    def cells(length: int, other: int) -> int:
+        return min(max(round(side * math.sqrt(length / other) / multiple), 1), most)
+
+    height, width = size
+    return cells(height, width) * multiple, cells(width, height) * multiple
+
+
+def resize(
+    image: Tensor,  # [B, C, H, W] in 0..1
+    size: tuple[int, int],
+) -> Tensor:  # [B, C, *size] in 0..1
+    """Bicubic with antialiasing for colours, bilinear for one channel (so that zeros stay zeros); the same tensor if
+    nothing changes."""
+    if tuple(image.shape[-2:]) == size:
+        return image
+    if image.shape[1] == 1:
+        return F.interpolate(image, size, mode="bilinear", align_corners=False).clamp(0, 1)
+    return F.interpolate(image, size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+
+
+def _change(before: Tensor, after: Tensor, cell: int) -> Tensor:  # [1, 3, h, w] twice -> [1, 1, h, w] in 0..1
+    """The gate: how far each pixel was changed, spread by half a latent cell so that the ring of an edit belongs to
+    it."""
+    difference = (after - before).abs().amax(1, keepdim=True)
+    window = cell // 2 * 2 + 1
+    spread = F.max_pool2d(difference, window, stride=1, padding=window // 2)
+    smooth = F.avg_pool2d(spread, window, stride=1, padding=window // 2, count_include_pad=False)
+    x = ((smooth - _QUIET) / (_LOUD - _QUIET)).clamp(0, 1)
+    return x * x * (3 - 2 * x)

@@ -1,0 +1,189 @@
+"""Recipes, and files that are whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sdsedit.errors import InputRefused
+from sdsedit.io.record import check_outputs, dump, model_revision, output_names, read_recipe, versions, write_all
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# ---- writing (case 28)
+
+
+def test_files_are_written_in_order_and_whole(tmp_path: Path):
+    files = [(tmp_path / "a.png", b"picture"), (tmp_path / "a.json", b"{}")]
+    write_all(files)
+    assert names_in(tmp_path) == ["a.json", "a.png"]
+    assert all(path.read_bytes() == data for path, data in files)
+    assert (tmp_path / "a.json").stat().st_mtime_ns >= (tmp_path / "a.png").stat().st_mtime_ns
+
+
+def test_written_files_have_the_usual_permissions(tmp_path: Path):
+    (tmp_path / "usual").write_bytes(b"")
+    write_all([(tmp_path / "a.png", b"x")])
+    assert (tmp_path / "a.png").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+@pytest.fixture
+def size_limit() -> Iterator[None]:
+    """No file of this process may grow past 1000 bytes: what a full disk does, without a disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_write_that_fails_leaves_everything_as_it_was(tmp_path: Path, size_limit: None):
+    (tmp_path / "a.png").write_bytes(b"before")
+    with pytest.raises(OSError):
+        write_all([(tmp_path / "a.png", b"after"), (tmp_path / "b.png", bytes(2000))])
+    assert names_in(tmp_path) == ["a.png"]
+    assert (tmp_path / "a.png").read_bytes() == b"before"
+
+
+def test_a_rename_that_fails_leaves_no_temporary_file(tmp_path: Path):
+    (tmp_path / "b.png").mkdir()
+    with pytest.raises(OSError):
+        write_all([(tmp_path / "a.png", b"a"), (tmp_path / "b.png", b"b"), (tmp_path / "c.png", b"c")])
+    assert names_in(tmp_path) == ["a.png", "b.png"]
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(
+            "mounting a tmpfs needs root; a file size limit stands in for the full disk in the tests beside this"
+        )
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="tmpfs is Linux's")
+def test_a_full_disk(tiny_disk: Path):
+    (tiny_disk / "a.png").write_bytes(b"before")
+    with pytest.raises(OSError, match="No space left"):
+        write_all([(tiny_disk / "a.png", bytes(30_000)), (tiny_disk / "a.json", bytes(60_000))])
+    assert names_in(tiny_disk) == ["a.png"] and (tiny_disk / "a.png").read_bytes() == b"before"
+    with pytest.raises(InputRefused, match=r"^The disk of the output folder has 0\.1 MiB left; "):
+        check_outputs({"image": tiny_disk / "b.png"}, [], False, 100 * 100)
+    subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
+    with pytest.raises(
+        InputRefused, match=r"^The output folder disk cannot be written to \(Read-only file system\)\.$"
+    ):
+        check_outputs({"image": tiny_disk / "b.png"}, [], False, 1)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not hold root; the read-only file system does, above")
+def test_a_folder_without_write_permission(tmp_path: Path):
+    tmp_path.chmod(0o555)
+    with pytest.raises(InputRefused, match=r"cannot be written to \(Permission denied\)"):
+        check_outputs({"image": tmp_path / "b.png"}, [], False, 1)
+    tmp_path.chmod(0o755)
+
+
+# ---- names
+
+
+def test_names_of_the_outputs():
+    names = output_names(Path("out/cat.v2.png"), True, True, True)
+    assert [str(path) for path in names.values()] == [
+        "out/cat.v2.png", "out/cat.v2.mask.png", "out/cat.v2.heatmap.png", "out/cat.v2.json",
+    ]  # fmt: skip
+    assert list(output_names(Path("cat.png"), False, False, False)) == ["image"]
+    with pytest.raises(InputRefused, match=r"cat\.jpg must end in \.png"):
+        output_names(Path("cat.jpg"), False, False, False)
+
+
+def test_inputs_are_not_written_over(tmp_path: Path):
+    source = tmp_path / "cat.mask.png"
+    source.write_bytes(b"x")
+    (tmp_path / "link.png").symlink_to(source)
+    os.link(source, tmp_path / "hard.png")
+    for name in ("cat.mask.png", "link.png", "hard.png"):
+        with pytest.raises(InputRefused, match="is an input and would be written over"):
+            check_outputs({"image": tmp_path / name}, [source], False, 1)
+        check_outputs({"image": tmp_path / name}, [source], True, 1)
+    with pytest.raises(InputRefused, match="is an input"):  # a by-product never takes an input's place
+        check_outputs(output_names(tmp_path / "cat.png", True, False, False), [source], True, 1)
+
+
+def test_outputs_are_not_written_over(tmp_path: Path):
+    names = output_names(tmp_path / "new" / "a.png", False, False, True)
+    check_outputs(names, [], False, 1)
+    assert names_in(tmp_path / "new") == []  # the folder is made, and nothing is left in it
+    names["recipe"].write_text("{}")
+    with pytest.raises(InputRefused, match=r"^a\.json is there already"):
+        check_outputs(names, [], False, 1)
+    check_outputs(names, [], True, 1)
+    with pytest.raises(InputRefused, match="new is a folder"):
+        check_outputs({"image": tmp_path / "new"}, [], True, 1)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputRefused, match="The output folder below cannot be written to"):
+        check_outputs({"image": tmp_path / "file" / "below" / "a.png"}, [], False, 1)
+
+
+# ---- recipes
+
+
+def test_dump_hides_no_character():
+    text = dump({"target": "a cat\u202egod\x07", "steps": 3})
+    assert text.isascii() and json.loads(text)["target"] == "a cat\u202egod\x07"
+    with pytest.raises(ValueError):
+        dump({"value": float("nan")})
+
+
+@given(st.one_of(st.binary(max_size=100), st.text(max_size=100).map(str.encode), st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+).map(lambda value: json.dumps(value).encode())))  # fmt: skip
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_sidecar_of_any_bytes_is_refused(tmp_path: Path, data: bytes):
+    (tmp_path / "a.json").write_bytes(data)
+    with pytest.raises(InputRefused):
+        read_recipe(tmp_path / "a.json")
+
+
+def test_a_deep_sidecar_is_refused(tmp_path: Path):
+    (tmp_path / "a.json").write_text("[" * 200_000)
+    with pytest.raises(InputRefused, match=r"^The recipe of a\.json is damaged\.$"):
+        read_recipe(tmp_path / "a.json")
+
+
+def test_versions_name_what_matters():
+    assert {"sdsedit", "python", "torch", "diffusers", "transformers", "pillow", "system"} <= set(versions())
+
+
+def test_the_revision_of_a_folder_is_its_content(tmp_path: Path):
+    def folder(name: str, weight: bytes) -> str:
+        (tmp_path / name / "unet").mkdir(parents=True)
+        (tmp_path / name / "model_index.json").write_text("{}")
+        (tmp_path / name / "unet" / "w.safetensors").write_bytes(weight)
+        return str(tmp_path / name)
+
+    a, same, other = folder("a", b"1"), folder("b", b"1"), folder("c", b"2")
+    assert model_revision(a) == model_revision(same) != model_revision(other)
+    assert model_revision("nobody/nothing") is None
