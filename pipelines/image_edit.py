@@ -20,7 +20,7 @@ done by `sdsedit.edit`; what is here translates between its tensors and diffuser
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from sdsedit.edit import Edit, EditConfig, EditResult, StepReport, edit
-from sdsedit.guidance import METHODS
+from sdsedit.guidance import METHODS, stronger
 from sdsedit.guidance.base import Guidance
 from sdsedit.prior.unet import UNetPrior
 
@@ -189,10 +189,7 @@ def _method(method: str | Guidance, strength: float) -> Guidance:
         if method not in METHODS:
             raise ValueError(f"method is {method!r}; it must be one of {', '.join(METHODS)}.")
         method = METHODS[method]()
-    if not 0.1 <= strength <= 10:
-        raise ValueError(f"strength is {strength}; it must be a number from 0.1 to 10.")
-    steps = [each.name for each in fields(method) if each.name in ("step_size", "first_step_size")]
-    return replace(method, **{name: getattr(method, name) * strength for name in steps})
+    return stronger(method, strength)
 
 
 def _tensor(image: Pictures, channels: int) -> torch.Tensor:  # [1, channels, H, W] float32

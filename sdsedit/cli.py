@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from sdsedit import errors
 from sdsedit._version import __version__
 from sdsedit.errors import InputRefused, one_sentence, printable
+from sdsedit.known_models import KNOWN_MODELS
 
 if TYPE_CHECKING:
     from sdsedit.edit import Edit, EditConfig, EditResult, StepReport
@@ -40,11 +42,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser().parse_args(argv)
     except SystemExit as end:  # argparse's way to say --help, --version or a usage error
         return end.code if isinstance(end.code, int) else errors.USAGE
-    with Interrupts() as interrupts:
+    with Interrupts() as interrupts, warnings.catch_warnings():
+        if not arguments.debug:
+            warnings.simplefilter("ignore")  # what a person should know is said in notes
         try:
-            return arguments.run(arguments, interrupts)
+            code = arguments.run(arguments, interrupts)
+            sys.stdout.flush()
+            return code
         except Interrupted:
             return _refuse("Stopped; no half-written output is left.", interrupts.exit_code)
+        except (
+            BrokenPipeError
+        ):  # whoever read our output has had enough (`sdsedit models | head`); files come before words
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
+            return errors.OK
         except Exception as error:
             if arguments.debug:
                 traceback.print_exc()
@@ -258,7 +269,7 @@ def _image(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
     )  # fmt: skip
 
     from sdsedit.edit import Edit, EditConfig
-    from sdsedit.guidance import METHODS
+    from sdsedit.guidance import METHODS, stronger
 
     words = None
     if arguments.words is not None:
@@ -273,7 +284,7 @@ def _image(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
         negative=arguments.negative,
     )
     config = EditConfig(
-        method=_stronger(METHODS[arguments.method](), arguments.strength),
+        method=stronger(METHODS[arguments.method](), arguments.strength),
         steps=arguments.steps,
         seed=arguments.seed,
         size=arguments.size,
@@ -307,18 +318,14 @@ def _job(
     )  # fmt: skip
 
 
-def _stronger(method: Any, strength: float) -> Any:
-    steps = [each.name for each in fields(method) if each.name in ("step_size", "first_step_size")]
-    return replace(method, **{name: getattr(method, name) * strength for name in steps})
-
-
 def _run(
     job: _Job, request: Edit, config: EditConfig, interrupts: Interrupts, started: float
 ) -> tuple[EditResult, dict[str, Any]]:
     """Load the model, edit, write, and tell; gives the result and its recipe."""
-    from sdsedit.edit import edit
+    from sdsedit.edit import check_request, edit
     from sdsedit.io import record
 
+    check_request(request, config)  # before a model is loaded, or fetched
     notes = list(job.picture.notes) + [f"Mask: {note}" for note in (job.mask.notes if job.mask else ())]
     with _progress(config.steps or config.method.steps) as advance:
         began = time.perf_counter()
@@ -541,34 +548,6 @@ def _compare(before: Picture, result: EditResult) -> None:
 
 
 # (id, what it is, licence, how to get it) as of this version's release; the hub's own pages are what counts.
-KNOWN_MODELS = (
-    (
-        "stable-diffusion-v1-5/stable-diffusion-v1-5",
-        "Stable Diffusion 1.5, 512 px, the mirror of the removed runwayml repository",
-        "CreativeML Open RAIL-M",
-        "hf download stable-diffusion-v1-5/stable-diffusion-v1-5",
-    ),
-    (
-        "stabilityai/stable-diffusion-2-1",
-        "Stable Diffusion 2.1, 768 px",
-        "CreativeML Open RAIL++-M",
-        "removed from the hub by its makers; a folder that you already have works: --model FOLDER",
-    ),
-    (
-        "stabilityai/stable-diffusion-xl-base-1.0",
-        "SDXL, 1024 px",
-        "CreativeML Open RAIL++-M",
-        "hf download stabilityai/stable-diffusion-xl-base-1.0",
-    ),
-    (
-        "etri-vilab/koala-700m-llava-cap",
-        "KOALA 700M, a smaller SDXL, 1024 px",
-        "none stated on its page: ask its makers before you rely on it",
-        "hf download etri-vilab/koala-700m-llava-cap",
-    ),
-)
-
-
 def _models(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
     from sdsedit.io.record import model_revision
     from sdsedit.prior.load import ModelNotFound, builtin_path
@@ -580,10 +559,10 @@ def _models(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
         state = "missing from this copy of sdsedit: reinstall it"
     print("builtin\n  What:    a small model of emoji scenes, 128 px, ships with sdsedit")
     print(f"  Licence: see its model card\n  State:   {state}")
-    for name, what, licence, how in KNOWN_MODELS:
+    for name, known in KNOWN_MODELS.items():
         here = model_revision(name)
-        print(f"{name}\n  What:    {what}\n  Licence: {licence}")
-        print(f"  State:   {f'here, revision {here}' if here else f'not here; {how}'}")
+        print(f"{name}\n  What:    {known.what}\n  Licence: {known.licence}")
+        print(f"  State:   {f'here, revision {here}' if here else f'not here; {known.how}'}")
     print("Any other Stable Diffusion 1.x, 2.x, SDXL or KOALA in diffusers format: --model FOLDER, ID or ID@REVISION.")
     return errors.OK
 

@@ -119,7 +119,8 @@ def edit(
     """
     started = time.perf_counter()
     config = config or EditConfig()
-    _check(image, prior, request, config)
+    check_request(request, config)
+    _check_picture(image, request.mask, config.size, prior)
     notes: list[str] = []
     with torch.no_grad():
         words, mask_from = _words(prior, request, config.method, notes)
@@ -285,13 +286,8 @@ def _place(picture: ImageLatent, state: State | None, notes: list[str]) -> tuple
     return heatmap, (heatmap >= _PLACE * highest).float()
 
 
-def _check(image: Tensor, prior: Prior, request: Edit, config: EditConfig) -> None:
-    if not isinstance(image, Tensor):
-        raise InputRefused(f"The picture must be a float32 tensor [1, 3, H, W]; got {type(image).__name__}.")
-    if image.dtype != torch.float32 or image.ndim != 4 or image.shape[:2] != (1, 3) or not image.numel():
-        raise InputRefused(f"The picture must be a float32 tensor [1, 3, H, W]; got {image.dtype} {list(image.shape)}.")
-    if not _within_unit(image):
-        raise InputRefused("The picture's values must be numbers from 0 to 1.")
+def check_request(request: Edit, config: EditConfig) -> None:
+    """Refuse, with one sentence (InputRefused), what no model and no picture could make right; needs neither."""
     _check_prompt("target prompt", request.target)
     if not request.target.strip():
         raise InputRefused("The target prompt is empty; describe the picture as it should become.")
@@ -302,8 +298,6 @@ def _check(image: Tensor, prior: Prior, request: Edit, config: EditConfig) -> No
             raise InputRefused("words must be one or more words of the prompt, or None for the words that changed.")
         for word in request.words:
             _check_prompt("list of words", word)
-    if request.mask is not None:
-        _check_mask(request.mask, image)
     method = config.method
     for each in fields(method):  # pyright: ignore[reportArgumentType]  # every method is a dataclass
         value = getattr(method, each.name)
@@ -315,7 +309,20 @@ def _check(image: Tensor, prior: Prior, request: Edit, config: EditConfig) -> No
     _check_whole("seed", config.seed, 0, 2**63 - 1)
     _check_number("feather", config.feather, 0, MAX_FEATHER)
     if config.size is not None:
-        _check_whole("size", config.size, prior.multiple, MAX_SIZE)
+        _check_whole("size", config.size, 1, MAX_SIZE)
+
+
+def _check_picture(image: Tensor, mask: Tensor | None, size: int | None, prior: Prior) -> None:
+    if not isinstance(image, Tensor):
+        raise InputRefused(f"The picture must be a float32 tensor [1, 3, H, W]; got {type(image).__name__}.")
+    if image.dtype != torch.float32 or image.ndim != 4 or image.shape[:2] != (1, 3) or not image.numel():
+        raise InputRefused(f"The picture must be a float32 tensor [1, 3, H, W]; got {image.dtype} {list(image.shape)}.")
+    if not _within_unit(image):
+        raise InputRefused("The picture's values must be numbers from 0 to 1.")
+    if mask is not None:
+        _check_mask(mask, image)
+    if size is not None:
+        _check_whole("size", size, prior.multiple, MAX_SIZE)
 
 
 def _check_prompt(name: str, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from PIL import Image
 
 from sdsedit import cli, errors
 from sdsedit.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -270,8 +273,17 @@ def test_models(capsys: pytest.CaptureFixture[str]):
     assert main(["models"]) == errors.OK
     said = capsys.readouterr().out
     assert said.startswith("builtin\n")
-    for name, _, licence, how in cli.KNOWN_MODELS:
+    for name, (_, licence, how) in cli.KNOWN_MODELS.items():
         assert name in said and licence in said and how in said
+
+
+def test_a_reader_that_stops_early_is_no_error():
+    code = "import sys; from sdsedit.cli import main; sys.exit(main(['models']))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    with process.stderr:
+        assert process.wait(60) == errors.OK and process.stderr.read() == b""
 
 
 def test_doctor(builtin_folder: Path, capsys: pytest.CaptureFixture[str]):

@@ -276,7 +276,7 @@ def test_requests_that_are_refused(prior, request_, message):
             EditConfig(seed=2**63),
             "seed is 9223372036854775808; it must be a whole number from 0 to 9223372036854775807",
         ),
-        (EditConfig(size=0), "size is 0; it must be a whole number from 4 to 4096"),
+        (EditConfig(size=0), "size is 0; it must be a whole number from 1 to 4096"),
         (EditConfig(size=1_000_000), "size is 1000000"),
         (EditConfig(feather=float("inf")), "feather is inf"),
         (EditConfig(feather=-1), "feather is -1"),

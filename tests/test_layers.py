@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("sdsedit._version", "sdsedit.errors"),
+    ("sdsedit._version", "sdsedit.errors", "sdsedit.known_models"),
     ("sdsedit.schedule", "sdsedit.camera", "sdsedit.metrics", "sdsedit.io"),  # files and numbers: they know no model
     ("sdsedit.prior",),
     ("sdsedit.attention",),

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,11 +29,14 @@ from torch import Tensor
 from .run import EMA, Progress, load_checkpoint, save_checkpoint
 from .scenes import SIZE, random_scene, render
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderTiny
+
 NOISE = 0.06
 CROP = 64
 
 
-def build() -> torch.nn.Module:
+def build() -> AutoencoderTiny:
     from diffusers import AutoencoderTiny
 
     return AutoencoderTiny(
@@ -86,7 +90,7 @@ def to_input(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 
-def losses(model: torch.nn.Module, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def losses(model: AutoencoderTiny, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Reconstruction, picture-likeness and size terms on a batch x [B, 3, H, W] in -1..1."""
     z = model.encoder(x)
     y = model.decoder(z + noise).float()
@@ -99,7 +103,7 @@ def losses(model: torch.nn.Module, x: Tensor, noise: Tensor) -> tuple[Tensor, Te
 
 
 @torch.no_grad()
-def psnr(model: torch.nn.Module, images: np.ndarray) -> float:
+def psnr(model: AutoencoderTiny, images: np.ndarray) -> float:
     """Mean PSNR in dB over pictures uint8 [N, H, W, 3], peak 1, after rounding to 8 bits as a saved file would be."""
     total = 0.0
     for k in range(0, len(images), 16):
@@ -184,7 +188,7 @@ def _crop(image: Tensor, generator: torch.Generator) -> Tensor:
     return crop.flip(-1) if torch.rand((), generator=generator) < 0.5 else crop
 
 
-def _report(model: torch.nn.Module, ema: EMA, held_out: dict[str, np.ndarray], checkpoint: Path) -> None:
+def _report(model: AutoencoderTiny, ema: EMA, held_out: dict[str, np.ndarray], checkpoint: Path) -> None:
     ema.swap()
     scores = {name: round(psnr(model, images), 2) for name, images in held_out.items()}
     model.save_pretrained(checkpoint.parent / "vae")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,6 +26,10 @@ from .art import ACCESSORIES, NOUNS
 from .cache import GRID, Cache, load
 from .run import EMA, Progress, load_checkpoint, save_checkpoint
 from .scenes import BACKGROUNDS, COLOURS
+
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
 
 MAX_TOKENS = 32
 TEXT_WIDTH = 128
@@ -43,7 +48,7 @@ CONTENT |= {"table": ("wooden", "table"), "white": ("white", "background")}
 # --- the networks -----------------------------------------------------------------------------------------------------
 
 
-def build_unet() -> nn.Module:
+def build_unet() -> UNet2DConditionModel:
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
@@ -60,7 +65,7 @@ def build_unet() -> nn.Module:
     )
 
 
-def build_scheduler() -> object:
+def build_scheduler() -> DDIMScheduler:
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
@@ -101,7 +106,7 @@ def vocabulary_text() -> list[str]:
     return words * 50 + extra * 3
 
 
-def build_tokenizer(folder: Path) -> object:
+def build_tokenizer(folder: Path) -> CLIPTokenizer:
     """A byte-level BPE with `</w>` endings in CLIP's own format, trained on the world's captions."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
@@ -133,7 +138,7 @@ def build_tokenizer(folder: Path) -> object:
     return tokenizer
 
 
-def build_text_encoder(tokenizer) -> nn.Module:
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     return CLIPTextModel(
@@ -173,7 +178,7 @@ class RecordedCrossAttention:
         return attn.to_out[1](attn.to_out[0](out))
 
 
-def record_cross_attention(unet: nn.Module) -> list[RecordedCrossAttention]:
+def record_cross_attention(unet: UNet2DConditionModel) -> list[RecordedCrossAttention]:
     recorders = []
     processors = dict(unet.attn_processors)
     for name in processors:
@@ -190,7 +195,7 @@ def record_cross_attention(unet: nn.Module) -> list[RecordedCrossAttention]:
 class Captions:
     """Token ids of every caption of the world, and each token's group: 0 other, 1 subject, 2 worn, 3 background."""
 
-    def __init__(self, tokenizer) -> None:
+    def __init__(self, tokenizer: CLIPTokenizer) -> None:
         self.tokenizer = tokenizer
         self.known: dict[tuple[int, ...], tuple[list[int], list[int]]] = {}
 
@@ -323,7 +328,7 @@ def stratified_t(count: int, generator: torch.Generator) -> Tensor:
     return (u * 1000).long().clamp(max=999)[torch.randperm(count, generator=generator)]
 
 
-def build(tokenizer) -> nn.ModuleDict:
+def build(tokenizer: CLIPTokenizer) -> nn.ModuleDict:
     return nn.ModuleDict(
         {"unet": build_unet().to(memory_format=torch.channels_last), "text_encoder": build_text_encoder(tokenizer)}
     )

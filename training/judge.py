@@ -104,6 +104,18 @@ def accuracy(judge: Judge, pictures: Tensor, truth: dict[str, Tensor]) -> dict[s
     return {name: round(hits[name] / len(pictures), 3) for name in QUESTIONS}
 
 
+@torch.inference_mode()
+def as_decoded(vae, pictures: Tensor, seed: int) -> Tensor:
+    """The uint8 pictures [N, 3, 128, 128] as the decoder would show them, from latents with a little noise."""
+    generator, out = torch.Generator().manual_seed(seed), []
+    for part in pictures.split(32):
+        with torch.autocast("cpu", torch.bfloat16):
+            z = vae.encoder(part.float() / 127.5 - 1)
+            z = z + 0.15 * torch.rand(len(z), 1, 1, 1, generator=generator) * torch.randn(z.shape, generator=generator)
+            out.append(vae.decoder(z).float().clamp(-1, 1).add(1).mul(127.5).round().byte())
+    return torch.cat(out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vae", type=Path, required=True)
@@ -124,6 +136,9 @@ def main() -> None:
         "fluent-flat, held-out combinations": draw(400, 61, "fluent-flat", held_out=True),
         "noto-v1, held-out art": draw(400, 62, "noto-v1"),
     }
+    decoded = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(args.seed))[: args.scenes // 3]
+    pictures = torch.cat([pictures, as_decoded(vae, pictures[decoded], args.seed)])
+    truth = {name: torch.cat([values, values[decoded]]) for name, values in truth.items()}
     judge = Judge().train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.02)
     progress, generator, step = Progress(), torch.Generator().manual_seed(args.seed), 0
@@ -131,10 +146,6 @@ def main() -> None:
         optimizer.param_groups[0]["lr"] = 2e-3 * max(0.01, 1 - progress.minutes() / args.minutes)
         rows = torch.randint(len(pictures), (32,), generator=generator)
         x = pictures[rows].float() / 255
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):  # half of them as the decoder would show them
-            z = vae.encoder(x[:16] * 2 - 1)
-            z = z + 0.15 * torch.rand((), generator=generator) * torch.randn(z.shape, generator=generator)
-            x[:16] = (vae.decoder(z).float().clamp(-1, 1) + 1) / 2
         x = x * (1 + 0.1 * torch.randn(32, 3, 1, 1, generator=generator)) + 0.04 * torch.randn(
             32, 3, 1, 1, generator=generator
         )

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 
 from sdsedit.errors import InputRefused, printable
+from sdsedit.known_models import KNOWN_MODELS, MOVED
 from sdsedit.prior.unet import UNetPrior
 
 _READ = "Stable Diffusion 1.5 and 2.1, SDXL and KOALA"
@@ -39,15 +40,6 @@ _WEIGHTS = {  # part -> name of its weights without the ending: safetensors, pic
     "vae": ("diffusion_pytorch_model", "diffusion_pytorch_model"),
     "text_encoder": ("model", "pytorch_model"),
     "text_encoder_2": ("model", "pytorch_model"),
-}
-
-# What the pages of some models say, for a person who cannot reach the pages.
-_REMARKS = {
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": "licence CreativeML OpenRAIL-M",
-    "stabilityai/stable-diffusion-xl-base-1.0": "licence CreativeML Open RAIL++-M",
-    "runwayml/stable-diffusion-v1-5": f"it was removed from the hub and its mirror is {_EXAMPLE}",
-    "stabilityai/stable-diffusion-2-1": "it was removed from the hub",
-    "stabilityai/stable-diffusion-2-1-base": "it was removed from the hub",
 }
 
 
@@ -224,6 +216,12 @@ def _cached(model_id: str, revision: str | None, dtype: torch.dtype, allow_pickl
         return None
 
 
+def _remark(model_id: str) -> str:
+    if model_id in MOVED:
+        return f" ({MOVED[model_id]})"
+    return f" (licence {KNOWN_MODELS[model_id].licence})" if model_id in KNOWN_MODELS else ""
+
+
 def _download(model_id: str, revision: str | None, dtype: torch.dtype, allow_pickle: bool) -> Path:
     """Fetch what a prior needs of a model into the hub's cache, one copy of each weight: its snapshot folder."""
     from huggingface_hub import HfApi, snapshot_download
@@ -231,7 +229,7 @@ def _download(model_id: str, revision: str | None, dtype: torch.dtype, allow_pic
 
     given = f"{model_id}@{revision}" if revision else model_id
     command = f"hf download {model_id}" + (f" --revision {revision}" if revision else "")
-    remark = f" ({_REMARKS[model_id]})" if model_id in _REMARKS else ""
+    remark = _remark(model_id)
     try:
         info = HfApi().model_info(model_id, revision=revision, timeout=20)
         licence = getattr(info.card_data, "license", None)

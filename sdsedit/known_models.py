@@ -1,0 +1,46 @@
+"""Models that people ask for: what they are, what their pages say of licences, how to get them.
+
+Facts of 2026; a person is told them before anything is fetched. No import of this file touches torch.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class KnownModel(NamedTuple):
+    what: str
+    licence: str
+    how: str
+
+
+KNOWN_MODELS = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": KnownModel(
+        "Stable Diffusion 1.5, 512 px, the mirror of the removed runwayml repository",
+        "CreativeML Open RAIL-M",
+        "hf download stable-diffusion-v1-5/stable-diffusion-v1-5",
+    ),
+    "stabilityai/stable-diffusion-2-1": KnownModel(
+        "Stable Diffusion 2.1, 768 px",
+        "CreativeML Open RAIL++-M",
+        "removed from the hub by its makers; a folder that you already have works: --model FOLDER",
+    ),
+    "stabilityai/stable-diffusion-xl-base-1.0": KnownModel(
+        "SDXL, 1024 px",
+        "CreativeML Open RAIL++-M",
+        "hf download stabilityai/stable-diffusion-xl-base-1.0",
+    ),
+    "etri-vilab/koala-700m-llava-cap": KnownModel(
+        "KOALA 700M, a smaller SDXL, 1024 px",
+        "none stated on its page: ask its makers before you rely on it",
+        "hf download etri-vilab/koala-700m-llava-cap",
+    ),
+}
+
+MOVED = {
+    "runwayml/stable-diffusion-v1-5": "it was removed from the hub and its mirror is "
+    "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "stabilityai/stable-diffusion-2-1": "it was removed from the hub",
+    "stabilityai/stable-diffusion-2-1-base": "it was removed from the hub",
+}
+"""Ids that the hub no longer has, and what became of them."""
