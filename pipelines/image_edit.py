@@ -31,8 +31,9 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from sdsedit.edit import Edit, EditConfig, EditResult, StepReport, edit
-from sdsedit.guidance import METHODS, stronger
+from sdsedit.guidance import configured
 from sdsedit.guidance.base import Guidance
+from sdsedit.prior.load import editing_settings
 from sdsedit.prior.unet import UNetPrior
 
 Pictures = Image.Image | np.ndarray | torch.Tensor
@@ -129,7 +130,7 @@ class ImageEditPipeline(DiffusionPipeline):
             raise ValueError(f"{len(images)} pictures need as many prompts; got {len(targets)} and {len(sources)}.")
         if generator is not None:
             seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        config = EditConfig(_method(method, strength), num_inference_steps, seed, size=size)
+        config = EditConfig(method, num_inference_steps, seed, strength=strength, size=size)
         if feather is not None:
             config = replace(config, feather=feather)
         mask = None if mask_image is None else _tensor(mask_image, channels=1)
@@ -138,7 +139,8 @@ class ImageEditPipeline(DiffusionPipeline):
         prior = self._prior()
         self._interrupt = False
         results: list[EditResult] = []
-        with self.progress_bar(total=len(images) * (config.steps or config.method.steps)) as bar:
+        steps = config.steps or configured(method, strength, prior.editing).steps
+        with self.progress_bar(total=len(images) * steps) as bar:
 
             def on_step(report: StepReport) -> bool:
                 bar.update()
@@ -181,15 +183,8 @@ class ImageEditPipeline(DiffusionPipeline):
             self._offload_device or self._execution_device,
             zero_empty=bool(self.config.get("force_zeros_for_empty_prompt")),
             offload=self._offload_device is not None,
+            editing=editing_settings(Path(name)),
         )
-
-
-def _method(method: str | Guidance, strength: float) -> Guidance:
-    if isinstance(method, str):
-        if method not in METHODS:
-            raise ValueError(f"method is {method!r}; it must be one of {', '.join(METHODS)}.")
-        method = METHODS[method]()
-    return stronger(method, strength)
 
 
 def _tensor(image: Pictures, channels: int) -> torch.Tensor:  # [1, channels, H, W] float32

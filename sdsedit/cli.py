@@ -269,7 +269,6 @@ def _image(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
     )  # fmt: skip
 
     from sdsedit.edit import Edit, EditConfig
-    from sdsedit.guidance import METHODS, stronger
 
     words = None
     if arguments.words is not None:
@@ -284,9 +283,10 @@ def _image(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
         negative=arguments.negative,
     )
     config = EditConfig(
-        method=stronger(METHODS[arguments.method](), arguments.strength),
+        method=arguments.method,
         steps=arguments.steps,
         seed=arguments.seed,
+        strength=arguments.strength,
         size=arguments.size,
     )
     if arguments.feather is not None:
@@ -327,13 +327,13 @@ def _run(
 
     check_request(request, config)  # before a model is loaded, or fetched
     notes = list(job.picture.notes) + [f"Mask: {note}" for note in (job.mask.notes if job.mask else ())]
-    with _progress(config.steps or config.method.steps) as advance:
+    with _progress() as advance:
         began = time.perf_counter()
         prior, warned = _load(job)
         loaded = time.perf_counter()
 
         def on_step(report: StepReport) -> bool:
-            advance(report.index + 1)
+            advance(report.index + 1, report.total)
             return not interrupts.received and report.index + 1 != job.stop_after
 
         interrupts.gentle = True
@@ -432,7 +432,7 @@ def _exit_code(result: EditResult, interrupts: Interrupts) -> int:
 
 
 @contextlib.contextmanager
-def _progress(steps: int) -> Iterator[Callable[[int], None]]:
+def _progress() -> Iterator[Callable[[int, int], None]]:
     """A bar with rate and remaining time on a terminal, else a plain line every tenth of the way, on standard error."""
     from rich.console import Console
 
@@ -440,13 +440,12 @@ def _progress(steps: int) -> Iterator[Callable[[int], None]]:
     if not console.is_terminal:
         print("Loading the model.", file=sys.stderr, flush=True)
         begun = 0.0
-        tenths = {steps * tenth // 10 for tenth in range(1, 11)} | {1}
 
-        def line(done: int) -> None:
+        def line(done: int, steps: int) -> None:
             nonlocal begun
             now = time.perf_counter()
             begun = begun or now
-            if done in tenths:
+            if done == 1 or done * 10 // steps > (done - 1) * 10 // steps:
                 rate = (done - 1) / (now - begun) if done > 1 else 0.0
                 left = f", {rate:.1f} steps/s, {(steps - done) / rate:.0f} s left" if rate else ""
                 print(f"Step {done} of {steps}{left}", file=sys.stderr, flush=True)
@@ -466,7 +465,7 @@ def _progress(steps: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("Loading the model", total=None)
 
-        def advance(done: int) -> None:
+        def advance(done: int, steps: int) -> None:
             if done == 1:
                 progress.reset(bar, total=steps, description="Editing")
             progress.update(bar, completed=done)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from sdsedit.attention.words import Words, changed_words, find_words, removed_words
 from sdsedit.errors import InputRefused, printable
+from sdsedit.guidance import configured
 from sdsedit.guidance.base import Guidance, Prompts, State, Step
-from sdsedit.guidance.lusd import LUSD
 from sdsedit.prior.base import Prior
 from sdsedit.representations.base import Representation
 from sdsedit.representations.image import ImageLatent, resize
@@ -48,10 +48,11 @@ class Edit:
 class EditConfig:
     """How to change it."""
 
-    method: Guidance = field(default_factory=LUSD)
+    method: str | Guidance = "lusd"  # a name means the settings that suit the model; see guidance.configured
     steps: int | None = None  # 1 .. MAX_STEPS; None: the method's own
     seed: int = 0  # 0 .. 2^63 - 1
     feather: float = 3.0  # pixels of the picture, 0 .. MAX_FEATHER: the mask's soft edge, inside it
+    strength: float = 1.0  # 0.1 .. 10, multiplies the method's step size
     size: int | None = None  # working side in pixels, up to MAX_SIZE; None: the model's native side
 
 
@@ -96,6 +97,7 @@ class EditResult:
     total_pixels: int
     steps_done: int
     stopped: str  # see Run
+    method: Guidance  # with the settings that were used
     words: tuple[str, ...]  # whose place was looked for
     notes: tuple[str, ...]  # one sentence each, for the person
     history: tuple[dict[str, float], ...]
@@ -121,12 +123,14 @@ def edit(
     config = config or EditConfig()
     check_request(request, config)
     _check_picture(image, request.mask, config.size, prior)
+    method = configured(config.method, config.strength, prior.editing)
+    steps = config.steps or method.steps
     notes: list[str] = []
     with torch.no_grad():
-        words, mask_from = _words(prior, request, config.method, notes)
+        words, mask_from = _words(prior, request, method, notes)
         prompts = _prompts(prior, request, words.tokens, mask_from, notes)
         picture = ImageLatent.from_image(image, prior, config.size, request.mask)
-        run = distill(picture, prior, prompts, config.method, config.steps or config.method.steps, config.seed, on_step)
+        run = distill(picture, prior, prompts, method, steps, config.seed, on_step)
 
         heatmap, place = _place(picture, run.state, notes)
         radius = round(config.feather)
@@ -143,6 +147,7 @@ def edit(
         total_pixels=total,
         steps_done=run.steps_done,
         stopped=run.stopped,
+        method=method,
         words=words.text,
         notes=tuple(notes),
         history=run.history,
@@ -298,8 +303,8 @@ def check_request(request: Edit, config: EditConfig) -> None:
             raise InputRefused("words must be one or more words of the prompt, or None for the words that changed.")
         for word in request.words:
             _check_prompt("list of words", word)
-    method = config.method
-    for each in fields(method):  # pyright: ignore[reportArgumentType]  # every method is a dataclass
+    method = configured(config.method, config.strength)
+    for each in fields(method):
         value = getattr(method, each.name)
         if not isinstance(value, str):
             _check_number(each.name, value, 1 if each.name == "stride" else 0, math.inf)

@@ -82,7 +82,8 @@ def main() -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    keep = {name: (args.out / name).read_bytes() for name in ("README.md", "LICENSE") if (args.out / name).exists()}
+    ours = [args.out / name for name in ("README.md", "LICENSE", "editing.json")]
+    keep = {path.name: path.read_bytes() for path in ours if path.exists()}
     if args.out.exists():
         shutil.rmtree(args.out)
     pipe.to(torch.float16).save_pretrained(args.out, safe_serialization=True)

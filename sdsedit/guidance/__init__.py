@@ -3,10 +3,13 @@ page."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
+from types import MappingProxyType
 from typing import Any
 
-from sdsedit.errors import InputRefused
+from sdsedit.errors import InputRefused, printable
+from sdsedit.guidance.base import Guidance
 from sdsedit.guidance.csd import CSD
 from sdsedit.guidance.dds import DDS
 from sdsedit.guidance.lusd import LUSD
@@ -21,12 +24,32 @@ METHODS = {"lusd": LUSD, "dds": DDS, "pds": PDS, "ssd": SSD, "sds": SDS, "sbp": 
 
 MIN_STRENGTH, MAX_STRENGTH = 0.1, 10.0
 
-__all__ = ["CSD", "DDS", "LUSD", "METHODS", "NFSD", "PDS", "SBP", "SDS", "SSD", "stronger"]
+__all__ = ["CSD", "DDS", "LUSD", "METHODS", "NFSD", "PDS", "SBP", "SDS", "SSD", "configured"]
 
 
-def stronger(method: Any, strength: float) -> Any:
-    """The method with its step sizes multiplied by `strength`, 0.1 to 10. Raises InputRefused for another strength."""
+def configured(
+    method: str | Guidance,
+    strength: float = 1.0,
+    editing: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> Any:
+    """The method that a name stands for, its step sizes multiplied by `strength`, 0.1 to 10.
+
+    A name means the method's defaults, over which go those that suit the model: `editing` is a prior's, name ->
+    settings. A method that is given whole is taken as it is. Raises InputRefused for an unknown name, a setting that
+    the method lacks, or another strength.
+    """
+    if isinstance(method, str):
+        if method not in METHODS:
+            known = ", ".join(METHODS)
+            raise InputRefused(f"method is {printable(repr(method), 40)}; it must be one of {known}.")
+        suited = editing.get(method, {})
+        unknown = set(suited) - {each.name for each in fields(METHODS[method])}
+        if unknown:
+            raise InputRefused(f"The model's editing.json has settings that {method} lacks: {', '.join(unknown)}.")
+        method = METHODS[method](**suited)
     if not MIN_STRENGTH <= strength <= MAX_STRENGTH:
         raise InputRefused(f"strength is {strength}; it must be a number from {MIN_STRENGTH:g} to {MAX_STRENGTH:g}.")
     steps = [each.name for each in fields(method) if each.name in ("step_size", "first_step_size")]
+    if strength == 1:
+        return method
     return replace(method, **{name: getattr(method, name) * strength for name in steps})

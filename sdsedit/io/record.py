@@ -128,7 +128,7 @@ def image_recipe(
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     """What repeats an edit of a picture, and how it went. Numbers that are not finite are left out: JSON has none."""
-    method = config.method
+    method = result.method
     last = result.history[-1] if result.history else {}
     return {
         "schema": SCHEMA,

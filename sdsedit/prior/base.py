@@ -5,7 +5,7 @@ A prior predicts the noise eps of a noised latent, in fp32, without classifier-f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -84,6 +84,7 @@ class Prior(Protocol):
     factor: int  # pixels a latent cell, along a side
     multiple: int  # a picture's sides must be multiples of this many pixels
     native: int  # side in pixels of the pictures that the model was trained on
+    editing: Mapping[str, Mapping[str, Any]]  # method name -> settings that suit this model; empty: the methods' own
     max_tokens: int  # L, start and end tokens included
 
     def tokenize(self, prompt: str) -> Tokens: ...

@@ -121,8 +121,9 @@ def load_prior(
     encoders = [network("text_encoder" + ending, transformers, dtype) for ending in texts]
     noise = settings("scheduler", getattr(diffusers.schedulers, scheduler))
     zero_empty = bool(index.get("force_zeros_for_empty_prompt"))
+    editing = editing_settings(folder)
     try:
-        prior = UNetPrior(name, unet, vae, tokenizers, encoders, noise, device, zero_empty, offload)
+        prior = UNetPrior(name, unet, vae, tokenizers, encoders, noise, device, zero_empty, offload, editing)
     except ValueError as error:
         raise InputRefused(str(error)) from error
     if attention == "sdpa":
@@ -214,6 +215,25 @@ def _cached(model_id: str, revision: str | None, dtype: torch.dtype, allow_pickl
         return folder if all(_has_settings(names, part) for part in parts) else None
     except (LocalEntryNotFoundError, ModelNotFound):
         return None
+
+
+def editing_settings(folder: Path) -> dict[str, dict[str, Any]]:
+    """A model folder's editing.json: method name -> the settings that suit this model; {} where there is none.
+
+    How far a step should go depends on a model's latents and on how sharply it tells two prompts apart, so a model may
+    bring what was found to suit it, as the built-in one does.
+    """
+    file = folder / "editing.json"
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text("utf-8"))
+        assert all(isinstance(settings, dict) for settings in found.values())
+    except (ValueError, AttributeError, AssertionError) as error:
+        raise InputRefused(
+            f"The editing.json of {printable(folder.name)} must be an object of method names and their settings."
+        ) from error
+    return found
 
 
 def _remark(model_id: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +54,7 @@ class UNetPrior:
         device: torch.device | str,
         zero_empty: bool = False,
         offload: bool = False,
+        editing: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         net: Any = unet.config
         code: Any = vae.config
@@ -66,6 +67,7 @@ class UNetPrior:
         if not 1 <= len(tokenizers) == len(text_encoders) <= 2 or not fast:
             raise ValueError(f"{name} needs one or two CLIP text encoders, each with its own fast tokenizer.")
         self.name = name
+        self.editing = editing or {}
         self.device = torch.device(device)
         self.dtype = unet.dtype
         self.schedule = Schedule.from_scheduler(scheduler).to(self.device)

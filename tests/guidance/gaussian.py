@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ class GaussianPrior:
 
     name = "gaussian"
     device, dtype = torch.device("cpu"), torch.float32
+    editing: ClassVar[dict[str, dict[str, Any]]] = {}
     channels, factor, multiple, native, max_tokens = 3, 2, 4, 16, 12
 
     def __init__(

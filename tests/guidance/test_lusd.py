@@ -199,3 +199,15 @@ def test_a_prediction_that_is_not_finite_gives_such_a_step_and_leaves_the_state(
     _, updates = run(prior, LUSD(), field(3)[None], 2, worded(prior))
     assert updates[0].step.isfinite().all() and not updates[1].step.isfinite().any()
     assert updates[1].state is updates[0].state
+
+
+def test_normalised_over_the_mask_the_inside_moves_alike_whatever_the_masks_size():
+    method = LUSD(normalise="mask", pull=0.0, std_floor=0.0)
+    prior = GaussianPrior({"target": field(1, 32)})
+    z = field(3, 32)[None]
+    for side in (2, 8, 32):
+        mask = torch.zeros(1, 1, 32, 32)
+        mask[..., :side, :side] = 1
+        step = Step(4, 10, z, z, prompts(prior), draws(prior, z, method), mask)
+        inside = method(prior, step).step[..., :side, :side]
+        assert inside.square().mean().sqrt().item() == pytest.approx(method.step_size * method._delta(step), rel=1e-4)
