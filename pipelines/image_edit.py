@@ -98,6 +98,7 @@ class ImageEditPipeline(DiffusionPipeline):
         seed: int = 0,
         feather: float | None = None,
         size: int | None = None,
+        refine: float | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict[str, torch.Tensor]], Any] | None = None,
@@ -113,7 +114,8 @@ class ImageEditPipeline(DiffusionPipeline):
         mask_image: where the pictures may change, white on black, of exactly their size.
         words: words of the prompt whose place is edited; None is the words that are new.
         generator: draws the seed, if given; else `seed`. One seed is one result.
-        feather: the mask's soft edge in pixels. size: working side in pixels; None is the model's own.
+        feather: the mask's soft edge in pixels. size: working side in pixels; refine: the noise from which the
+            place of the edit is redrawn at the end, 0 to 1; None is what suits the model.
         output_type: "pil", "np" or "pt". return_dict: False gives (images,).
         callback_on_step_end: called as (pipe, step, timestep, {"latents": z}) after each step, to look on; set
             `pipe._interrupt = True` in it to stop with what there is. Latents that it returns are not taken up.
@@ -130,7 +132,7 @@ class ImageEditPipeline(DiffusionPipeline):
             raise ValueError(f"{len(images)} pictures need as many prompts; got {len(targets)} and {len(sources)}.")
         if generator is not None:
             seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        config = EditConfig(method, num_inference_steps, seed, strength=strength, size=size)
+        config = EditConfig(method, num_inference_steps, seed, strength=strength, size=size, refine=refine)
         if feather is not None:
             config = replace(config, feather=feather)
         mask = None if mask_image is None else _tensor(mask_image, channels=1)

@@ -196,6 +196,10 @@ def _parser() -> argparse.ArgumentParser:
     image.add_argument(
         "--feather", type=_number("feather", 0, MAX_FEATHER), metavar="PX", help="the mask's soft edge in pixels"
     )
+    image.add_argument(
+        "--refine", type=_number("refine", 0, 1), metavar="T",
+        help="redraw the edit's place from this much noise at the end, 0 (do not) to 1; default: what suits the model",
+    )  # fmt: skip
     image.add_argument("--save-mask", action="store_true", help="also write OUT.mask.png, the weight of the edit")
     image.add_argument(
         "--save-heatmap", action="store_true", help="also write OUT.heatmap.png, where the words were found"
@@ -288,6 +292,7 @@ def _image(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
         seed=arguments.seed,
         strength=arguments.strength,
         size=arguments.size,
+        refine=arguments.refine,
     )
     if arguments.feather is not None:
         config = replace(config, feather=arguments.feather)

@@ -6,17 +6,19 @@ import math
 import time
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sdsedit.attention.words import Words, changed_words, find_words, removed_words
 from sdsedit.errors import InputRefused, printable
 from sdsedit.guidance import configured
 from sdsedit.guidance.base import Guidance, Prompts, State, Step
+from sdsedit.guidance.refine import Refine
 from sdsedit.prior.base import Prior
 from sdsedit.representations.base import Representation
 from sdsedit.representations.image import ImageLatent, resize
@@ -53,6 +55,7 @@ class EditConfig:
     seed: int = 0  # 0 .. 2^63 - 1
     feather: float = 3.0  # pixels of the picture, 0 .. MAX_FEATHER: the mask's soft edge, inside it
     strength: float = 1.0  # 0.1 .. 10, multiplies the method's step size
+    refine: float | None = None  # 0 .. 1, the noise from which the place is redrawn, 0: not; None: what suits the model
     size: int | None = None  # working side in pixels, up to MAX_SIZE; None: the model's native side
 
 
@@ -98,6 +101,7 @@ class EditResult:
     steps_done: int
     stopped: str  # see Run
     method: Guidance  # with the settings that were used
+    refine: float  # the noise from which the place was redrawn; 0: it was not
     words: tuple[str, ...]  # whose place was looked for
     notes: tuple[str, ...]  # one sentence each, for the person
     history: tuple[dict[str, float], ...]
@@ -130,9 +134,12 @@ def edit(
         words, mask_from = _words(prior, request, method, notes)
         prompts = _prompts(prior, request, words.tokens, mask_from, notes)
         picture = ImageLatent.from_image(image, prior, config.size, request.mask)
-        run = distill(picture, prior, prompts, method, steps, config.seed, on_step)
-
+        refine = _refine(prior, config, (method.localizes and bool(words.tokens)) or request.mask is not None)
+        total = steps + (refine.steps if refine else 0)
+        run = distill(picture, prior, prompts, method, steps, config.seed, on_step, total)
         heatmap, place = _place(picture, run.state, notes)
+        if refine and place is not None and place.any() and not run.stopped:
+            run = _redraw(refine, picture, place, prior, prompts, config.seed, run, on_step, total)
         radius = round(config.feather)
         edited, weight, kept = picture.finish(prior, picture.z, place, radius)
     total = weight.numel()
@@ -148,6 +155,7 @@ def edit(
         steps_done=run.steps_done,
         stopped=run.stopped,
         method=method,
+        refine=refine.start if refine else 0.0,
         words=words.text,
         notes=tuple(notes),
         history=run.history,
@@ -165,6 +173,7 @@ def distill(
     steps: int,
     seed: int = 0,
     on_step: OnStep | None = None,
+    total: int | None = None,  # steps in all, where others follow these; None: no others do
 ) -> Run:
     """The loop, for anything that renders: z -> method -> direction -> representation.step.
 
@@ -172,6 +181,7 @@ def distill(
     The flag lives on the device and is read every 10 steps (every step on a CPU), so the run stops at most 10 steps
     later, naming the first bad step.
     """
+    total = total or steps
     generator = torch.Generator().manual_seed(seed)
     every = _poll_interval(prior.device)
     healthy = torch.ones((), dtype=torch.bool, device=prior.device)
@@ -200,13 +210,50 @@ def distill(
         history.append(update.stats)
         if on_step is not None:
             mask = view.mask if view.mask is not None or state is None else state.mask
-            if on_step(StepReport(index, steps, update.stats, z - direction, mask, prior)) is False:
-                stopped = "" if index + 1 == steps else "cancelled"
+            if on_step(StepReport(index, total, update.stats, z - direction, mask, prior)) is False:
+                stopped = "" if index + 1 == total else "cancelled"
                 break
     if not healthy:
         history = history[: int(good)]
         stopped = f"non-finite gradient at step {len(history) + 1}, t={bad_t.item():.2f}"
     return Run(len(history), stopped, state, _floats(history))
+
+
+def _refine(prior: Prior, config: EditConfig, has_place: bool) -> Refine | None:
+    """The redrawing to be done at the end, if any: only where there is a place to keep it in."""
+    refine = Refine(**{"start": 0.0, **prior.editing.get("refine", {})})
+    if config.refine is not None:
+        refine = replace(refine, start=config.refine)
+    return refine if has_place and refine.start > 0 else None
+
+
+def _redraw(
+    refine: Refine,
+    picture: ImageLatent,
+    place: Tensor,  # [1, 1, H, W]
+    prior: Prior,
+    prompts: Prompts,
+    seed: int,
+    run: Run,
+    on_step: OnStep | None,
+    total: int,
+) -> Run:
+    """Redraw `place` and put the result into `picture`; stops as the loop does, with the last good latent."""
+    mask = F.adaptive_max_pool2d(place, picture.z.shape[-2:])
+    draw = partial(prior.schedule.draw, picture.z, torch.Generator().manual_seed(seed))
+    done, stopped, history = run.steps_done, "", list(run.history)
+    with torch.inference_mode():
+        for t, z in refine(prior, picture.z.clone(), picture.z_src, mask, prompts, draw):
+            if not z.isfinite().all():
+                stopped = f"non-finite gradient at step {done + 1}, t={t.item():.2f}"
+                break
+            picture.z = z
+            history.append({"t": t.item(), "distance": (z - picture.z_src).square().mean().sqrt().item()})
+            done += 1
+            if on_step and on_step(StepReport(done - 1, total, {"t": t[0]}, z, mask, prior)) is False:
+                stopped = "" if done == total else "cancelled"
+                break
+    return replace(run, steps_done=done, stopped=stopped, history=tuple(history))
 
 
 def _poll_interval(device: torch.device) -> int:
@@ -313,6 +360,8 @@ def check_request(request: Edit, config: EditConfig) -> None:
     _check_whole("steps", method.steps if config.steps is None else config.steps, 1, MAX_STEPS)
     _check_whole("seed", config.seed, 0, 2**63 - 1)
     _check_number("feather", config.feather, 0, MAX_FEATHER)
+    if config.refine is not None:
+        _check_number("refine", config.refine, 0, 1)
     if config.size is not None:
         _check_whole("size", config.size, 1, MAX_SIZE)
 

@@ -145,6 +145,7 @@ def image_recipe(
         "seed": config.seed,
         "feather": config.feather,
         "size": config.size,
+        "refine": result.refine,
         "model": model,
         "versions": versions(),
         "result": {
@@ -197,6 +198,7 @@ def image_request(recipe: Mapping[str, Any], mask: Tensor | None) -> tuple[Edit,
         seed=_field(recipe, "seed", int),
         feather=_field(recipe, "feather", (int, float)),
         size=_field(recipe, "size", (int, type(None))),
+        refine=_field(recipe, "refine", (int, float)),
     )
     return request, config
 
