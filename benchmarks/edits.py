@@ -23,13 +23,14 @@ import platform
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from sdsedit.edit import Edit, EditConfig, edit
 from sdsedit.metrics import iou, psnr
+from sdsedit.prior import load_prior
 from training.judge import answers, load_judge
 from training.scenes import EDIT_KINDS, EditKind, Scene, caption, edit_pair, edit_truth, render
 
@@ -75,31 +76,44 @@ def score(kind: EditKind, source: Scene, target: Scene, result, judge, family: s
     }
 
 
-def configured(name: str, steps: int | None):
-    """A method with its published or default settings."""
-    from sdsedit.guidance import METHODS
+def settings(name: str, seed: int) -> EditConfig:
+    """A method with what suits the model; `lusd-plain` is LUSD without the redrawing at the end."""
+    return EditConfig(method=name.removesuffix("-plain"), seed=seed, refine=0.0 if name.endswith("-plain") else None)
 
-    method = METHODS[name]()
-    return replace(method, steps=steps) if steps else method
+
+_loaded: list = []  # a worker's prior and judge, loaded once
+
+
+def one_case(task: tuple[EditKind, int, Scene, Scene, tuple[str, ...], tuple[int, ...], str]) -> list[dict]:
+    """Every method and seed on one case; runs in a worker with one thread."""
+    kind, number, source, target, methods, seeds, family = task
+    if not _loaded:
+        torch.set_num_threads(1)
+        _loaded.extend((load_prior("builtin"), load_judge(HERE / "judge.safetensors")))
+    prior, judge = _loaded
+    image = as_tensor(render(source, family).image)
+    request, rows = Edit(target=caption(target), source=caption(source)), []
+    for name in methods:
+        for seed in seeds:
+            result = edit(image, prior, request, settings(name, seed))
+            row = {"kind": kind, "case": number, "method": name, "seed": seed, "target": request.target}
+            rows.append(row | score(kind, source, target, result, judge, family))
+    return rows
 
 
 def run(
-    methods: Sequence[str], count: int, seeds: Sequence[int], kinds: Sequence[EditKind], family: str, steps: int | None
+    methods: Sequence[str], count: int, seeds: Sequence[int], kinds: Sequence[EditKind], family: str, workers: int
 ) -> list[dict]:
-    from sdsedit.edit import Edit, EditConfig, edit
-    from sdsedit.prior import load_prior
-
-    prior, judge, rows = load_prior("builtin"), load_judge(HERE / "judge.safetensors"), []
-    for kind in kinds:
-        for number, (source, target) in enumerate(cases(kind, count, family)):
-            image = as_tensor(render(source, family).image)
-            request = Edit(target=caption(target), source=caption(source))
-            for name in methods:
-                for seed in seeds:
-                    result = edit(image, prior, request, EditConfig(method=configured(name, steps), seed=seed))
-                    row = {"kind": kind, "case": number, "method": name, "seed": seed, "target": request.target}
-                    rows.append(row | score(kind, source, target, result, judge, family))
-            print(f"{kind} {number + 1}/{count}: {request.source} -> {request.target}", flush=True)
+    tasks = [
+        (kind, number, source, target, tuple(methods), tuple(seeds), family)
+        for kind in kinds
+        for number, (source, target) in enumerate(cases(kind, count, family))
+    ]
+    rows: list[dict] = []
+    with torch.multiprocessing.get_context("spawn").Pool(workers) as pool:
+        for done, part in enumerate(pool.imap(one_case, tasks), start=1):
+            rows += part
+            print(f"{done}/{len(tasks)}  {part[0]['kind']}: {part[0]['target']}", flush=True)
     return rows
 
 
@@ -173,21 +187,23 @@ def plot(rows: list[dict], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=["lusd", "dds", "ssd", "sbp", "csd", "nfsd", "pds", "sds"])
+    parser.add_argument(
+        "--methods", nargs="+", default=["lusd", "lusd-plain", "dds", "ssd", "sbp", "csd", "nfsd", "pds", "sds"]
+    )
     parser.add_argument("--kinds", nargs="+", default=list(EDIT_KINDS), choices=EDIT_KINDS)
     parser.add_argument("--cases", type=int, default=12, help="of each kind")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--steps", type=int, help="of every method; default: each one's own")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--family", default="fluent-flat", help="fluent-flat, or noto-v1 for art that no training saw")
     parser.add_argument("--name", default="edits")
     args = parser.parse_args()
     started = time.perf_counter()
-    rows = run(args.methods, args.cases, args.seeds, args.kinds, args.family, args.steps)
+    rows = run(args.methods, args.cases, args.seeds, args.kinds, args.family, args.workers)
     OUT.mkdir(parents=True, exist_ok=True)
     text = (
         f"# Edits with a known truth\n\n`python -m benchmarks.edits`, built-in model, {args.family} art, "
         f"{args.cases} cases of each kind, seeds {', '.join(map(str, args.seeds))}; "
-        f"{torch.get_num_threads()} threads of {platform.processor() or platform.machine()}, "
+        f"{args.workers} workers of one thread on {platform.processor() or platform.machine()}, "
         f"torch {torch.__version__}, {(time.perf_counter() - started) / 60:.0f} minutes in all.\n\n"
         f"![success against background PSNR]({args.name}.png)\n\n{table(rows)}\n"
     )

@@ -8,7 +8,6 @@ Writes docs/gallery/NN-*.png, one a case, docs/gallery/README.md, and docs/galle
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from sdsedit.edit import Edit, EditConfig, EditResult, edit
-from sdsedit.guidance import METHODS
 from sdsedit.prior import load_prior
 from training.scenes import Scene, caption, render
 
@@ -67,7 +65,6 @@ def sheet(request: Edit, original: torch.Tensor, results: dict[str, EditResult])
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int)
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--only", type=int, nargs="*", help="numbers of the cases to make")
     args = parser.parse_args()
@@ -88,9 +85,7 @@ def main() -> None:
         request = Edit(target=caption(target), source=caption(source))
         results = {}
         for name in METHOD_NAMES:
-            method = METHODS[name]()
-            method = replace(method, steps=args.steps) if args.steps else method
-            results[name] = edit(original, prior, request, EditConfig(method=method, seed=args.seed))
+            results[name] = edit(original, prior, request, EditConfig(method=name, seed=args.seed))
         file = f"{number:02d}-{request.target.replace(' ', '-')}.png"
         sheet(request, original, results).save(args.out / file, optimize=True)
         lines += [f"![{request.source} becomes {request.target}]({file})", ""]

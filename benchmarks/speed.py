@@ -1,0 +1,208 @@
+"""How long an edit takes, from the command and in the loop, how much memory, and what listening to attention costs.
+
+    python -m benchmarks.speed                       # the built-in model
+    python -m benchmarks.speed --model FOLDER --runs 1
+
+- command: wall seconds of `sdsedit image` from start to exit in a fresh process, and its peak resident memory;
+- optimisation: `EditResult.seconds` of the same edit with the model loaded (encoding and decoding included);
+- probe: median seconds of a batch-2 forward that records one row, over the median of the plain one, the two in turns
+  (plain, probe, plain, probe, ...), so that whatever else the machine does hits both alike;
+- methods: median seconds between two steps.
+
+Medians throughout. Nothing else should run meanwhile: the load average is written down with the numbers.
+Writes docs/benchmarks/speed.md. Linux and macOS (peak memory is getrusage's).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sdsedit.prior import UNetPrior
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "docs" / "benchmarks"
+PICTURE = ROOT / "assets" / "examples" / "cat.png"
+SOURCE, TARGET, WORD = "a cat on grass", "a cat wearing a crown on grass", "crown"
+COMMAND = "import sys; from sdsedit.cli import main; sys.exit(main())"  # what the installed script `sdsedit` does
+IMPORT = "import time; t = time.perf_counter(); import sdsedit; print(time.perf_counter() - t)"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: a number, how to write it, and the most that it may be."""
+
+    what: str
+    value: float
+    form: str
+    gate: float | None = None
+
+    def cells(self) -> str:
+        gate = "" if self.gate is None else f"at most {self.form.format(self.gate)}"
+        met = "" if self.gate is None else ("yes" if self.value <= self.gate else "**no**")
+        return f"| {self.what} | {self.form.format(self.value)} | {gate} | {met} |"
+
+
+def machine() -> list[str]:
+    """What ran it; call before anything has run, for the load is that of the others."""
+    load = os.getloadavg()[0]
+    name = platform.processor() or platform.machine()
+    facts = Path("/proc/cpuinfo")
+    if facts.exists():
+        models = [
+            line.split(":")[1].strip() for line in facts.read_text().splitlines() if line.startswith("model name")
+        ]
+        name = models[0] if models else name
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return [
+        f"{usable} CPU cores ({name})",
+        f"load average {load:.1f} at the start",
+        f"Python {platform.python_version()}",
+    ]
+
+
+# --- in processes of their own ----------------------------------------------------------------------------------------
+
+
+def timed(code: str, *words: str) -> tuple[float, str]:
+    """Wall seconds of `python -c code words`, and what it printed. RuntimeError with its last line if it failed."""
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        raise RuntimeError(f"exit code {done.returncode}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+    return seconds, done.stdout
+
+
+def start_up(runs: int) -> list[Row]:
+    imported = statistics.median(float(timed(IMPORT)[1]) for _ in range(2 * runs))
+    helped = statistics.median(timed(COMMAND, "--help")[0] for _ in range(2 * runs))
+    return [
+        Row("`import sdsedit`", imported, "{:.3f} s", 0.3),
+        Row("`sdsedit --help`, from command start", helped, "{:.2f} s", 1.0),
+    ]
+
+
+def command(model: str, runs: int) -> list[Row]:
+    """The default edit as a person runs it.
+
+    getrusage gives the largest of all finished children, and on Linux a child begins with the peak of the process that
+    started it: so this runs before anything heavy is loaded here.
+    """
+    assert "torch" not in sys.modules
+    with tempfile.TemporaryDirectory() as folder:
+        output = str(Path(folder) / "cat-crown.png")
+        words = ["image", str(PICTURE), "--source", SOURCE, "--target", TARGET, "--model", model]
+        words += ["--output", output, "--overwrite"]
+        seconds = statistics.median(timed(COMMAND, *words)[0] for _ in range(runs))
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return [
+        Row("`sdsedit image`, the default LUSD edit, from command start", seconds, "{:.1f} s", 15.0),
+        Row("its peak memory", peak / 1e6, "{:.0f} MB", 1500.0),
+    ]
+
+
+# --- in this process --------------------------------------------------------------------------------------------------
+
+
+def optimisation(prior: UNetPrior, runs: int) -> list[Row]:
+    from sdsedit.edit import Edit, EditConfig, edit
+    from sdsedit.io.images import read_picture
+
+    image, request = read_picture(str(PICTURE)).tensor(), Edit(target=TARGET, source=SOURCE)
+    edit(image, prior, request, EditConfig(steps=2))  # first calls allocate and choose kernels
+    results = [edit(image, prior, request) for _ in range(runs)]
+    steps = results[0].steps_done
+    seconds = statistics.median(result.seconds for result in results)
+    return [Row(f"its optimisation, {steps} steps, model loaded", seconds, "{:.1f} s", 10.0)]
+
+
+def probe_overhead(prior: UNetPrior, pairs: int) -> list[Row]:
+    """Of a batch of two on the native latent, one row recorded, as LUSD does."""
+    import torch
+
+    from sdsedit.attention.probe import AttentionProbe
+    from sdsedit.attention.words import find_words
+
+    side = prior.native // prior.factor
+    z = torch.randn(2, prior.channels, side, side, generator=torch.Generator().manual_seed(0))
+    z, t = z.to(prior.device), torch.full((2,), 0.5, device=prior.device)
+    text = prior.encode_text([TARGET, SOURCE])
+    probe = AttentionProbe(find_words(prior.tokenize, TARGET, [WORD]).tokens, slice(0, 1))
+    seconds: dict[str, list[float]] = {"plain": [], "probe": []}
+    with torch.inference_mode():
+        for _ in range(3):
+            prior.predict(z, t, text, probe)
+        for _ in range(pairs):
+            for name, listener in (("plain", None), ("probe", probe)):
+                start = time.perf_counter()
+                eps = prior.predict(z, t, text, listener).eps
+                float(eps[0, 0, 0, 0])  # waits for an accelerator
+                seconds[name].append(time.perf_counter() - start)
+    plain, listening = (statistics.median(seconds[name]) for name in ("plain", "probe"))
+    return [
+        Row("forward, batch 2, plain", 1000 * plain, "{:.1f} ms"),
+        Row(f"the probe's overhead on it, {pairs} pairs", 100 * (listening / plain - 1), "{:.1f} %", 10.0),
+    ]
+
+
+def methods(prior: UNetPrior, steps: int) -> list[str]:
+    """Markdown lines: seconds a step of each method, and of its default run."""
+    from sdsedit.edit import Edit, EditConfig, edit
+    from sdsedit.guidance import METHODS, configured
+    from sdsedit.io.images import read_picture
+
+    image, request = read_picture(str(PICTURE)).tensor(), Edit(target=TARGET, source=SOURCE)
+    lines = ["| method | seconds a step | default steps | a default run (s) |", "|---|---|---|---|"]
+    for name in METHODS:
+        ends: list[float] = []
+        edit(
+            image, prior, request, EditConfig(method=name, steps=steps + 1), lambda _: ends.append(time.perf_counter())
+        )
+        each = statistics.median(b - a for a, b in zip(ends[:-1], ends[1:], strict=True))
+        default = configured(name, editing=prior.editing).steps
+        lines.append(f"| {name} | {each:.3f} | {default} | {each * default:.1f} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="builtin", help="builtin, or a diffusers folder")
+    parser.add_argument("--runs", type=int, default=3, help="of the edit and of the command")
+    parser.add_argument("--pairs", type=int, default=40, help="of forwards, for the probe")
+    parser.add_argument("--steps", type=int, default=12, help="timed steps of each method")
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    model = args.model if args.model == "builtin" else str(Path(args.model).resolve())
+    facts = machine()
+    rows = start_up(args.runs) + command(model, args.runs)  # first: see command
+
+    import torch
+
+    from sdsedit.prior import load_prior
+
+    prior = load_prior(model)
+    facts += [f"torch {torch.__version__}", f"{torch.get_num_threads()} threads", f"on {prior.device}"]
+    rows += optimisation(prior, args.runs) + probe_overhead(prior, args.pairs)
+    lines = ["# Speed", "", f"`python -m benchmarks.speed`, model {prior.name}: {', '.join(facts)}.", ""]
+    lines += ["| what | measured | allowed | met |", "|---|---|---|---|", *(row.cells() for row in rows)]
+    lines += ["", f"Medians over {args.runs} runs of the edit. Each method, on the same picture:", ""]
+    lines += [*methods(prior, args.steps), ""]
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "speed.md").write_text("\n".join(lines))
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
