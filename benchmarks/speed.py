@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,16 +61,11 @@ def machine() -> list[str]:
     name = platform.processor() or platform.machine()
     facts = Path("/proc/cpuinfo")
     if facts.exists():
-        models = [
-            line.split(":")[1].strip() for line in facts.read_text().splitlines() if line.startswith("model name")
-        ]
-        name = models[0] if models else name
+        lines = facts.read_text().splitlines()
+        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return [
-        f"{usable} CPU cores ({name})",
-        f"load average {load:.1f} at the start",
-        f"Python {platform.python_version()}",
-    ]
+    python = f"Python {platform.python_version()}"
+    return [f"{usable} CPU cores ({name})", f"load average {load:.1f} at the start", python]
 
 
 # --- in processes of their own ----------------------------------------------------------------------------------------
@@ -166,11 +162,10 @@ def methods(prior: UNetPrior, steps: int) -> list[str]:
     image, request = read_picture(str(PICTURE)).tensor(), Edit(target=TARGET, source=SOURCE)
     lines = ["| method | seconds a step | default steps | a default run (s) |", "|---|---|---|---|"]
     for name in METHODS:
+        config = EditConfig(method=name, steps=steps + 1)
         ends: list[float] = []
-        edit(
-            image, prior, request, EditConfig(method=name, steps=steps + 1), lambda _: ends.append(time.perf_counter())
-        )
-        each = statistics.median(b - a for a, b in zip(ends[:-1], ends[1:], strict=True))
+        edit(image, prior, request, config, lambda _, ends=ends: ends.append(time.perf_counter()))
+        each = statistics.median(b - a for a, b in pairwise(ends))
         default = configured(name, editing=prior.editing).steps
         lines.append(f"| {name} | {each:.3f} | {default} | {each * default:.1f} |")
     return lines

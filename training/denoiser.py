@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -74,6 +76,7 @@ def build_scheduler() -> DDIMScheduler:
         prediction_type="v_prediction",
         clip_sample=False,
         set_alpha_to_one=True,
+        steps_offset=1,  # changes nothing here; StableDiffusionPipeline warns of any other
         timestep_spacing="trailing",
     )
 
@@ -106,33 +109,50 @@ def vocabulary_text() -> list[str]:
     return words * 50 + extra * 3
 
 
-def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A byte-level BPE with `</w>` endings in CLIP's own format, trained on the world's captions."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+def learn_merges(words: list[str], alphabet: dict[int, str]) -> list[tuple[str, str]]:
+    """Byte-pair encoding, Sennrich et al. 2016, arXiv:1508.07909: join the commonest neighbours until words are whole.
+
+    Ties go to the first pair in order of text, so that the same words always give the same merges (the trainer of the
+    tokenizers library does not promise that).
+    """
+    counts = Counter(words)
+    pieces = {word: [*(alphabet[byte] for byte in word.encode())] for word in counts}
+    for parts in pieces.values():
+        parts[-1] += "</w>"
+    merges: list[tuple[str, str]] = []
+    while True:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, parts in pieces.items():
+            for pair in pairwise(parts):
+                pairs[pair] += counts[word]
+        common = [pair for pair, count in pairs.items() if count > 1]
+        if not common:
+            return merges
+        best = min(common, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        for parts in pieces.values():
+            k = 0
+            while k < len(parts) - 1:
+                if (parts[k], parts[k + 1]) == best:
+                    parts[k : k + 2] = ["".join(best)]
+                k += 1
+
+
+def build_tokenizer(folder: Path) -> Any:
+    """A byte-level BPE in CLIP's own format, learnt from the world's words; written to `folder`."""
+    from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
 
-    bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
-    bpe.normalizer = normalizers.Lowercase()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    trainer = trainers.BpeTrainer(
-        vocab_size=1000,
-        min_frequency=2,
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    bpe.train_from_iterator(vocabulary_text(), trainer)
-    model = json.loads(bpe.to_str())["model"]
-    vocab = dict(model["vocab"])
-    for letter in pre_tokenizers.ByteLevel.alphabet():  # any byte may end a word
-        vocab.setdefault(f"{letter}</w>", len(vocab))
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    plain = {byte: letters.pre_tokenize_str(chr(byte))[0][0] for byte in range(128)}  # the world's words are ASCII
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = learn_merges([word for text in vocabulary_text() for word in text.split()], plain)
+    tokens = ["<|startoftext|>", "<|endoftext|>", *alphabet, *(f"{letter}</w>" for letter in alphabet)]
+    tokens += dict.fromkeys("".join(pair) for pair in merges)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
-    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n")
     tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=MAX_TOKENS)
     tokenizer.save_pretrained(folder)
     return tokenizer

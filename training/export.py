@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,12 @@ def sample(
     return images.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
+def _rewrite(config: Path, change: Callable[[dict], object]) -> None:
+    settings = json.loads(config.read_text())
+    change(settings)
+    config.write_text(json.dumps(settings, indent=2) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--denoiser", type=Path, required=True)
@@ -87,9 +93,9 @@ def main() -> None:
     if args.out.exists():
         shutil.rmtree(args.out)
     pipe.to(torch.float16).save_pretrained(args.out, safe_serialization=True)
-    config = args.out / "vae" / "config.json"  # diffusers writes a key there that it warns of when it reads it
-    settings = {k: v for k, v in json.loads(config.read_text()).items() if k != "block_out_channels"}
-    config.write_text(json.dumps(settings, indent=2) + "\n")
+    # diffusers writes a key that it warns of when reading; transformers would keep float16 on reading, diffusers not.
+    _rewrite(args.out / "vae" / "config.json", lambda c: c.pop("block_out_channels", None))
+    _rewrite(args.out / "text_encoder" / "config.json", lambda c: c.update(dtype="float32"))
     for name, data in keep.items():
         (args.out / name).write_bytes(data)
     index = json.loads((args.out / "model_index.json").read_text())

@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,10 @@ def test_written_files_have_the_usual_permissions(tmp_path: Path):
     assert (tmp_path / "a.png").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
-@pytest.fixture
+@contextmanager
 def size_limit() -> Iterator[None]:
-    """No file of this process may grow past 1000 bytes: what a full disk does, without a disk."""
+    """No file of this process may grow past 1000 bytes: what a full disk does, without a disk. Kept short, for it binds
+    whatever pytest writes too."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
@@ -50,9 +52,9 @@ def size_limit() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_write_that_fails_leaves_everything_as_it_was(tmp_path: Path, size_limit: None):
+def test_a_write_that_fails_leaves_everything_as_it_was(tmp_path: Path):
     (tmp_path / "a.png").write_bytes(b"before")
-    with pytest.raises(OSError):
+    with size_limit(), pytest.raises(OSError):
         write_all([(tmp_path / "a.png", b"after"), (tmp_path / "b.png", bytes(2000))])
     assert names_in(tmp_path) == ["a.png"]
     assert (tmp_path / "a.png").read_bytes() == b"before"
