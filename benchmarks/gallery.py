@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from sdsedit import read_picture
 from sdsedit.edit import Edit, EditConfig, EditResult, edit
 from sdsedit.prior import load_prior
 from training.scenes import Scene, caption, render
@@ -62,6 +63,30 @@ def sheet(request: Edit, original: torch.Tensor, results: dict[str, EditResult])
     return page
 
 
+STRIP = (
+    ("cat", "a cat on grass", "a cat wearing a crown on grass"),
+    ("dog", "a dog on sand", "a fox on sand"),
+    ("owl", "an owl at night", "a pink owl at night"),
+    ("panda", "a panda on snow", "a panda on grass"),
+    ("frog", "a frog wearing a crown on a white background", "a frog on a white background"),
+)
+
+
+def strip(prior, seed: int) -> Image.Image:
+    """The front page's picture: a column an edit of assets/examples; before, where, after."""
+    examples, side, gap, head = OUT.parents[1] / "assets" / "examples", 128 * ZOOM, 6, 44
+    page = Image.new("RGB", (len(STRIP) * (side + gap) - gap, head + 3 * (side + gap) - gap), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(14)
+    for column, (name, source, target) in enumerate(STRIP):
+        picture = read_picture(examples / f"{name}.png").tensor()
+        result = edit(picture, prior, Edit(target, source), EditConfig(seed=seed))
+        x = column * (side + gap)
+        draw.text((x + 2, 2), f"{source}\n→ {target}", fill="black", font=font)
+        for row, image in enumerate((to_image(picture), heat(picture, result.heatmap), to_image(result.image))):
+            page.paste(image, (x, head + row * (side + gap)))
+    return page
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
@@ -91,6 +116,7 @@ def main() -> None:
         lines += [f"![{request.source} becomes {request.target}]({file})", ""]
         print(f"{number:2d}  {request.source} -> {request.target}", flush=True)
     if not args.only:
+        strip(prior, args.seed).save(args.out / "strip.png", optimize=True)
         (args.out / "README.md").write_text("\n".join(lines))
 
 

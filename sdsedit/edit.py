@@ -27,7 +27,7 @@ MAX_STEPS = 10_000
 MAX_SIZE = 4096  # working side, pixels
 MAX_FEATHER = 256  # pixels
 MAX_PROMPT = 2_000  # characters
-_PLACE = 0.3  # the edit's place: where the heatmap reaches this share of its maximum
+_PLACE = 0.35  # the edit's place: where the heatmap reaches this share of its maximum
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 

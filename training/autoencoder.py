@@ -104,10 +104,10 @@ def losses(model: AutoencoderTiny, x: Tensor, noise: Tensor) -> tuple[Tensor, Te
 
 @torch.no_grad()
 def psnr(model: AutoencoderTiny, images: np.ndarray) -> float:
-    """Mean PSNR in dB over pictures uint8 [N, H, W, 3], peak 1, after rounding to 8 bits as a saved file would be."""
+    """Mean PSNR in dB over pictures uint8 [N, H, W, 3]."""
     total = 0.0
     for k in range(0, len(images), 16):
-        x = to_input(images[k : k + 16])
+        x = to_input(images[k : k + 16]).to(model.device)
         y = model.decoder(model.encoder(x)).clamp(-1, 1)
         error = ((y - x) / 2).square().mean((1, 2, 3)).clamp_min(1e-10)
         total += float((-10 * error.log10()).sum())
@@ -122,11 +122,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="crops of 64 x 64 a step")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--decoder-only", action="store_true", help="keep the encoder as it is (latents stay valid)")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
-    model = build().to(memory_format=torch.channels_last)
+    model = build().to(args.device, memory_format=torch.channels_last)
     ema = EMA(model)
     checkpoint = args.out / "autoencoder.pt"
     if checkpoint.exists():
@@ -155,9 +156,11 @@ def main() -> None:
                 args.lr * min(1.0, (ema.step + 1) / 100) * (1.0 if share < 0.5 else max(0.02, 2 * (1 - share)))
             )
         rows = torch.randint(len(pool), (args.batch,), generator=generator)
-        x = torch.stack([_crop(pool[r], generator) for r in rows.tolist()]).to(memory_format=torch.channels_last)
-        noise = NOISE * torch.randn(args.batch, 4, CROP // 4, CROP // 4, generator=generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        x = torch.stack([_crop(pool[r], generator) for r in rows.tolist()]).to(
+            args.device, memory_format=torch.channels_last
+        )
+        noise = NOISE * torch.randn(args.batch, 4, CROP // 4, CROP // 4, generator=generator).to(args.device)
+        with torch.autocast(args.device, torch.bfloat16):
             reconstruction, likeness, size = terms(x, noise)
         loss = reconstruction + 0.02 * likeness + 0.002 * size
         optimizer.zero_grad()
@@ -194,7 +197,8 @@ def _report(model: AutoencoderTiny, ema: EMA, held_out: dict[str, np.ndarray], c
     model.save_pretrained(checkpoint.parent / "vae")
     rows = np.concatenate([images[:4] for images in held_out.values()])
     with torch.no_grad():
-        decoded = model.decoder(model.encoder(to_input(rows))).clamp(-1, 1).add(1).mul(127.5).round().byte()
+        z = model.encoder(to_input(rows).to(model.device))
+        decoded = model.decoder(z).clamp(-1, 1).add(1).mul(127.5).round().byte().cpu()
     grid = np.concatenate(
         [np.concatenate(list(rows), 1), np.concatenate(list(decoded.permute(0, 2, 3, 1).numpy()), 1)], 0
     )

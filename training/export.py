@@ -33,20 +33,21 @@ def sample(
 
     from .denoiser import build_scheduler
 
-    vae = AutoencoderTiny.from_pretrained(vae_folder).eval()
+    device = next(unet.parameters()).device
+    vae = AutoencoderTiny.from_pretrained(vae_folder).to(device).eval()
     scheduler = build_scheduler()
     scheduler.set_timesteps(steps)
     ids = tokenizer(
         [*prompts, *[""] * len(prompts)], padding="max_length", truncation=True, return_tensors="pt"
-    ).input_ids
-    z = torch.randn(len(prompts), 4, 32, 32, generator=torch.Generator().manual_seed(seed))
-    with torch.autocast("cpu", torch.bfloat16):
+    ).input_ids.to(device)
+    z = torch.randn(len(prompts), 4, 32, 32, generator=torch.Generator().manual_seed(seed)).to(device)
+    with torch.autocast(device.type, torch.bfloat16):
         text = text_encoder(input_ids=ids).last_hidden_state
         for t in scheduler.timesteps:
             cond, uncond = unet(torch.cat([z, z]), t, text, return_dict=False)[0].float().chunk(2)
             z = scheduler.step(uncond + guidance * (cond - uncond), t, z).prev_sample
         images = vae.decoder(z / scale).float()
-    return images.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return images.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def _rewrite(config: Path, change: Callable[[dict], object]) -> None:
