@@ -40,6 +40,8 @@ def test_pictures_go_in_as_minus_one_to_one():
 class Shifted(nn.Module):
     """encoder: the identity; decoder: adds a constant."""
 
+    device = torch.device("cpu")
+
     def __init__(self, by: float) -> None:
         super().__init__()
         self.by = by
