@@ -9,7 +9,8 @@
   (plain, probe, plain, probe, ...), so that whatever else the machine does hits both alike;
 - methods: median seconds between two steps.
 
-Medians throughout. Nothing else should run meanwhile: the load average is written down with the numbers.
+Medians throughout. Nothing else should run meanwhile: the load average is written down with the numbers, and the
+command's processor time tells a slow edit from a busy machine.
 Writes docs/benchmarks/speed.md. Linux and macOS (peak memory is getrusage's).
 """
 
@@ -101,10 +102,14 @@ def command(model: str, runs: int) -> list[Row]:
         output = str(Path(folder) / "cat-crown.png")
         words = ["image", str(PICTURE), "--source", SOURCE, "--target", TARGET, "--model", model]
         words += ["--output", output, "--overwrite"]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds = statistics.median(timed(COMMAND, *words)[0] for _ in range(runs))
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / runs
+    peak = after.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return [
         Row("`sdsedit image`, the default LUSD edit, from command start", seconds, "{:.1f} s", 15.0),
+        Row("its processor time, all cores together", busy, "{:.1f} s"),
         Row("its peak memory", peak / 1e6, "{:.0f} MB", 1500.0),
     ]
 
@@ -192,7 +197,7 @@ def main() -> None:
     rows += optimisation(prior, args.runs) + probe_overhead(prior, args.pairs)
     lines = ["# Speed", "", f"`python -m benchmarks.speed`, model {prior.name}: {', '.join(facts)}.", ""]
     lines += ["| what | measured | allowed | met |", "|---|---|---|---|", *(row.cells() for row in rows)]
-    lines += ["", f"Medians over {args.runs} runs of the edit. Each method, on the same picture:", ""]
+    lines += ["", f"Runs of the edit: {args.runs}; of each method, on the same picture, {args.steps} steps:", ""]
     lines += [*methods(prior, args.steps), ""]
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "speed.md").write_text("\n".join(lines))

@@ -46,10 +46,12 @@ def configured(
         unknown = set(suited) - {each.name for each in fields(METHODS[method])}
         if unknown:
             raise InputRefused(f"The model's editing.json has settings that {method} lacks: {', '.join(unknown)}.")
-        method = METHODS[method](**suited)
+        chosen: Any = METHODS[method](**suited)
+    else:
+        chosen = method
     if not MIN_STRENGTH <= strength <= MAX_STRENGTH:
         raise InputRefused(f"strength is {strength}; it must be a number from {MIN_STRENGTH:g} to {MAX_STRENGTH:g}.")
-    steps = [each.name for each in fields(method) if each.name in ("step_size", "first_step_size")]
+    steps = [each.name for each in fields(chosen) if each.name in ("step_size", "first_step_size")]
     if strength == 1:
-        return method
-    return replace(method, **{name: getattr(method, name) * strength for name in steps})
+        return chosen
+    return replace(chosen, **{name: getattr(chosen, name) * strength for name in steps})
