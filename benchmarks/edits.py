@@ -179,8 +179,8 @@ def plot(rows: list[dict], path: Path) -> None:
     left.margins(x=0.15)
     left.grid(alpha=0.3)
     right.set_xticks(np.arange(len(kinds)), kinds)
-    right.set(ylabel="share of edits done", ylim=(0, 1.03))
-    right.legend(ncols=2, fontsize=8)
+    right.set(ylabel="share of edits done", ylim=(0, 1.2))
+    right.legend(ncols=5, fontsize=8, loc="upper center")
     right.grid(axis="y", alpha=0.3)
     figure.savefig(path, dpi=110)
 
