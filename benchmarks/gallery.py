@@ -56,7 +56,7 @@ def sheet(request: Edit, original: torch.Tensor, results: dict[str, EditResult])
     page = Image.new("RGB", (len(columns) * (side + gap) - gap, side + top), "white")
     draw = ImageDraw.Draw(page)
     font = ImageFont.load_default(15)
-    draw.text((2, 2), f"{request.source}  →  {request.target}", fill="black", font=font)
+    draw.text((2, 2), f"{request.source}  ->  {request.target}", fill="black", font=font)
     for k, (label, image) in enumerate(columns):
         page.paste(image, (k * (side + gap), top))
         draw.text((k * (side + gap) + 2, 24), label, fill=(90, 90, 90), font=font)
@@ -81,7 +81,7 @@ def strip(prior, seed: int) -> Image.Image:
         picture = read_picture(examples / f"{name}.png").tensor()
         result = edit(picture, prior, Edit(target, source), EditConfig(seed=seed))
         x = column * (side + gap)
-        draw.text((x + 2, 2), f"{source}\n→ {target}", fill="black", font=font)
+        draw.text((x + 2, 2), f"{source}\n-> {target}", fill="black", font=font)
         for row, image in enumerate((to_image(picture), heat(picture, result.heatmap), to_image(result.image))):
             page.paste(image, (x, head + row * (side + gap)))
     return page

@@ -17,6 +17,7 @@ import statistics
 import time
 from itertools import pairwise
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 import torch
@@ -141,21 +142,13 @@ def grid_prompts() -> list[str]:
 def grid(prior, path: Path) -> None:
     prompts = grid_prompts()
     images = draw(prior, prompts, seed=1)
-    columns, cell, line = 8, SIZE + 8, 34
+    columns, cell, line = 8, SIZE + 8, 44
     page = Image.new("RGB", (columns * cell, -(-len(prompts) // columns) * (cell + line)), "white")
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(10)
     for k, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
         x, y = k % columns * cell + 4, k // columns * (cell + line) + 4
         page.paste(Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy()), (x, y))
-        words = prompt.split()
-        half = (len(words) + 1) // 2
-        pen.text(
-            (x, y + SIZE + 2),
-            " ".join(words[:half]) + "\n" + " ".join(words[half:]),
-            fill="black",
-            font=font,
-            spacing=1,
-        )
+        pen.text((x, y + SIZE + 2), fill(prompt, 23), fill="black", font=font, spacing=1)
     page.save(path, optimize=True)
 
 
