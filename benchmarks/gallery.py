@@ -65,10 +65,9 @@ def sheet(request: Edit, original: torch.Tensor, results: dict[str, EditResult])
 
 STRIP = (
     ("cat", "a cat on grass", "a cat wearing a crown on grass"),
-    ("dog", "a dog on sand", "a fox on sand"),
+    ("dog", "a dog on sand", "a dog wearing sunglasses on sand"),
     ("owl", "an owl at night", "a pink owl at night"),
     ("panda", "a panda on snow", "a panda on grass"),
-    ("frog", "a frog wearing a crown on a white background", "a frog on a white background"),
 )
 
 
