@@ -102,12 +102,19 @@ def one_case(task: tuple[EditKind, int, Scene, Scene, tuple[str, ...], tuple[int
 
 
 def run(
-    methods: Sequence[str], count: int, seeds: Sequence[int], kinds: Sequence[EditKind], family: str, workers: int
+    methods: Sequence[str],
+    first: int,
+    count: int,
+    seeds: Sequence[int],
+    kinds: Sequence[EditKind],
+    family: str,
+    workers: int,
 ) -> list[dict]:
+    """Cases first .. count - 1 of each kind."""
     tasks = [
         (kind, number, source, target, tuple(methods), tuple(seeds), family)
         for kind in kinds
-        for number, (source, target) in enumerate(cases(kind, count, family))
+        for number, (source, target) in list(enumerate(cases(kind, count, family)))[first:]
     ]
     rows: list[dict] = []
     with torch.multiprocessing.get_context("spawn").Pool(workers) as pool:
@@ -192,17 +199,18 @@ def main() -> None:
     )
     parser.add_argument("--kinds", nargs="+", default=list(EDIT_KINDS), choices=EDIT_KINDS)
     parser.add_argument("--cases", type=int, default=12, help="of each kind")
+    parser.add_argument("--first", type=int, default=0, help="leave out the cases before this one")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--family", default="fluent-flat", help="fluent-flat, or noto-v1 for art that no training saw")
     parser.add_argument("--name", default="edits")
     args = parser.parse_args()
     started = time.perf_counter()
-    rows = run(args.methods, args.cases, args.seeds, args.kinds, args.family, args.workers)
+    rows = run(args.methods, args.first, args.cases, args.seeds, args.kinds, args.family, args.workers)
     OUT.mkdir(parents=True, exist_ok=True)
     text = (
         f"# Edits with a known truth\n\n`python -m benchmarks.edits`, built-in model, {args.family} art, "
-        f"{args.cases} cases of each kind, seeds {', '.join(map(str, args.seeds))}; "
+        f"cases {args.first} to {args.cases - 1} of each kind, seeds {', '.join(map(str, args.seeds))}; "
         f"{args.workers} workers of one thread on {platform.processor() or platform.machine()}, "
         f"torch {torch.__version__}, {(time.perf_counter() - started) / 60:.0f} minutes in all.\n\n"
         f"![success against background PSNR]({args.name}.png)\n\n{table(rows)}\n"
