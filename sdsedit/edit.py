@@ -133,6 +133,9 @@ def edit(
     with torch.no_grad():
         words, mask_from = _words(prior, request, method, notes)
         prompts = _prompts(prior, request, words.tokens, mask_from, notes)
+        if words.tokens and mask_from == "target" and not request.words:
+            replaced = removed_words(prior.tokenize, request.source or "", request.target)
+            prompts = replace(prompts, replaced=replaced.tokens)
         picture = ImageLatent.from_image(image, prior, config.size, request.mask)
         refine = _refine(prior, config, (method.localizes and bool(words.tokens)) or request.mask is not None)
         total = steps + (refine.steps if refine else 0)

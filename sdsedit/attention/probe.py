@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -261,3 +261,20 @@ def _default_depth(present: set[int], native_side: int) -> int:
 
 def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:  # [R, K, h, w] -> [R, K, *size]
     return maps if maps.shape[-2:] == size else F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
+
+
+class SeveralProbes:
+    """Probes with words and rows of their own, listening to one forward pass; collects their maps in order."""
+
+    def __init__(self, probes: Sequence[AttentionProbe]) -> None:
+        self.probes = tuple(probes)
+
+    @contextmanager
+    def attach(self, network: Any, batch: int, latent_size: tuple[int, int]) -> Iterator[None]:
+        with ExitStack() as stack:
+            for probe in self.probes:
+                stack.enter_context(probe.attach(network, batch, latent_size))
+            yield
+
+    def collect(self) -> tuple[AttentionMaps, ...]:
+        return tuple(probe.collect() for probe in self.probes)

@@ -32,6 +32,7 @@ class Prompts:
     negative: Text  # the empty prompt where the person gave none
     tokens: tuple[int, ...] = ()  # text positions of the words to localise; empty: the whole picture may change
     mask_from: Literal["target", "source"] = "target"  # the prompt that `tokens` are positions in
+    replaced: tuple[int, ...] = ()  # positions in the source of words that new ones replace; their place may change too
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sdsedit.attention.localize import average, localize
-from sdsedit.attention.probe import AttentionMaps, AttentionProbe
-from sdsedit.guidance.base import State, Step, Update, measures, predict
+from sdsedit.attention.probe import AttentionMaps, AttentionProbe, SeveralProbes
+from sdsedit.guidance.base import Prompts, State, Step, Update, measures, predict
 from sdsedit.prior.base import Prior
 from sdsedit.schedule import Draw
 
@@ -40,6 +40,8 @@ class LUSD:
     - `normalise="mask"` takes std(d) over the mask, sqrt(sum M d^2 / (C sum M)), so that a step's rms *inside the mask*
       is step_size * delta however small the mask is; the authors' std over the whole picture ("picture") moves a small
       mask's inside further, by 1 / sqrt(its area). docs/experiments.md has the numbers;
+    - where new words replace others, M is the larger of the new words' map and, on the source branch, the replaced
+      words': a fox that is smaller than the dog must not keep the dog's ears;
     - std divides by n, not n - 1 (3e-5 apart at 64 x 64), which makes it the same for a tiled latent.
 
     A person's mask (step.mask) takes M_i's place from the first step, with no narrowing. No words and no mask: M_i = 1.
@@ -72,7 +74,7 @@ class LUSD:
         accepted = rejected <= self.retries
 
         if maps is not None and accepted and math.isfinite(std):
-            current = localize(maps, (e.shape[-2], e.shape[-1]))
+            current = torch.cat([localize(each, (e.shape[-2], e.shape[-1])) for each in maps]).amax(0, keepdim=True)
             state = replace(state, mask=average(state.mask, current, self.decay), map=current)
         mask = self._mask(step, state, e)
         stats["mask_area"] = mask.mean()
@@ -85,7 +87,7 @@ class LUSD:
         d = d / spread.clamp(min=floor) * self._delta(step)
         return Update(self.step_size * d, state, stats)
 
-    def _filtered(self, prior: Prior, step: Step) -> tuple[Draw, Tensor, float, AttentionMaps | None, int]:
+    def _filtered(self, prior: Prior, step: Step) -> tuple[Draw, Tensor, float, tuple[AttentionMaps, ...] | None, int]:
         """The first (t, eps) whose e says enough, e, its std, the maps if words are localised, and how many draws were
         rejected before; that number is retries + 1 if none was good enough."""
         target, source = step.prompts.target, step.prompts.source
@@ -97,7 +99,7 @@ class LUSD:
         while True:
             draw = step.draw()
             z_t = prior.schedule.add_noise(step.z, draw.eps, draw.t)
-            probe = AttentionProbe(step.prompts.tokens, recorded) if listens else None
+            probe = self._probe(step.prompts, recorded, rows) if listens else None
             (e_tgt, e_src), maps = predict(prior, draw.t, (z_t, target), (z_t, source), probe=probe)
             e = e_tgt - e_src
             std = e.std(correction=0).item()  # the one host read
@@ -105,7 +107,14 @@ class LUSD:
                 rejected += 1
                 if rejected <= self.retries:
                     continue
-            return draw, e, std, cast("AttentionMaps | None", maps), rejected
+            return draw, e, std, cast("tuple[AttentionMaps, ...] | None", maps), rejected
+
+    @staticmethod
+    def _probe(prompts: Prompts, recorded: slice, rows: int) -> SeveralProbes:
+        probes = [AttentionProbe(prompts.tokens, recorded)]
+        if prompts.replaced:
+            probes.append(AttentionProbe(prompts.replaced, slice(rows, 2 * rows)))
+        return SeveralProbes(probes)
 
     def _mask(self, step: Step, state: State, like: Tensor) -> Tensor:
         """M_i, [1, 1, h, w] or broadcastable to it."""

@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sdsedit.attention.probe import AttentionMaps, AttentionProbe, _spread
+from sdsedit.attention.probe import AttentionMaps, AttentionProbe, SeveralProbes, _spread
 
 TEXT_LENGTH, TEXT_WIDTH = 7, 12
 
@@ -380,3 +380,24 @@ def test_bad_use(unet):
     plain = build(("DownBlock2D", "DownBlock2D"), "UNetMidBlock2D")
     with pytest.raises(ValueError, match="no cross-attention"), AttentionProbe((1,)).attach(plain, 2, (16, 16)):
         pass
+
+
+@torch.no_grad()
+def test_several_probes_listen_to_one_pass_as_each_would_alone_and_leave_no_trace(unet):
+    given, before = inputs(), dict(unet.attn_processors)
+    size = tuple(given["sample"].shape[-2:])
+
+    def probes():
+        return [AttentionProbe((1, 2), slice(0, 1)), AttentionProbe((5,), slice(1, 2))]
+
+    alone = []
+    for probe in probes():
+        with probe.attach(unet, 2, size):
+            plain = unet(**given).sample
+        alone.append(probe.collect())
+    both = SeveralProbes(probes())
+    with both.attach(unet, 2, size):
+        together = unet(**given).sample
+    assert torch.equal(plain, together) and unet.attn_processors == before
+    for one, other in zip(alone, both.collect(), strict=True):
+        assert torch.equal(one.cross, other.cross) and torch.equal(one.refined, other.refined)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdsedit.attention.probe import AttentionMaps, AttentionProbe
+from sdsedit.attention.probe import AttentionMaps, AttentionProbe, SeveralProbes
 from sdsedit.guidance.base import Prompts, Step, Update
 from sdsedit.prior.base import Prediction, Probe, Text, Tokens
 from sdsedit.schedule import Draw, Schedule
@@ -75,6 +75,8 @@ class GaussianPrior:
         eps = sigma * (z_t - alpha * mean) / (alpha**2 * variance + sigma**2)
         if index == self.poisoned_at:
             eps = eps * torch.nan
+        if isinstance(probe, SeveralProbes):
+            return Prediction(eps, tuple(self._maps(each, z_t) for each in probe.probes))
         return Prediction(eps, None if probe is None else self._maps(cast(AttentionProbe, probe), z_t))
 
     def _maps(self, probe: AttentionProbe, z_t: Tensor) -> AttentionMaps:

@@ -211,3 +211,16 @@ def test_normalised_over_the_mask_the_inside_moves_alike_whatever_the_masks_size
         step = Step(4, 10, z, z, prompts(prior), draws(prior, z, method), mask)
         inside = method(prior, step).step[..., :side, :side]
         assert inside.square().mean().sqrt().item() == pytest.approx(method.step_size * method._delta(step), rel=1e-4)
+
+
+def test_the_place_of_replaced_words_may_change_too():
+    """A fox where a dog was: the larger of the two maps, each recorded on its own branch."""
+    fox, dog = torch.zeros(4, 4), torch.zeros(4, 4)
+    fox[1:3, 1:3] = 1
+    dog[0] = 1
+    prior = GaussianPrior({"target": field(1)}, places=[fox, dog])
+    z = field(3)[None]
+    encoded = replace(prompts(prior, tokens=(2,)), replaced=(3,))
+    update = LUSD()(prior, Step(9, 10, z, z, encoded, draws(prior, z, LUSD())))
+    assert prior.recorded == [((2,), slice(0, 1)), ((3,), slice(1, 2))]
+    assert torch.equal(update.state.mask[0, 0], torch.maximum(fox, dog))
