@@ -95,7 +95,11 @@ def main() -> None:
         shutil.rmtree(args.out)
     pipe.to(torch.float16).save_pretrained(args.out, safe_serialization=True)
     # diffusers writes a key that it warns of when reading; transformers would keep float16 on reading, diffusers not.
-    _rewrite(args.out / "vae" / "config.json", lambda c: c.pop("block_out_channels", None))
+    # Nor does anybody need to know where the autoencoder lay.
+    _rewrite(
+        args.out / "vae" / "config.json",
+        lambda c: [c.pop(key, None) for key in ("block_out_channels", "_name_or_path")],
+    )
     _rewrite(args.out / "text_encoder" / "config.json", lambda c: c.update(dtype="float32"))
     for name, data in keep.items():
         (args.out / name).write_bytes(data)
