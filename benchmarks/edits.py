@@ -21,6 +21,7 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ from sdsedit.edit import Edit, EditConfig, edit
 from sdsedit.metrics import iou, psnr
 from sdsedit.prior import load_prior
 from training.judge import answers, load_judge
-from training.scenes import EDIT_KINDS, EditKind, Scene, caption, edit_pair, edit_truth, render
+from training.scenes import EDIT_KINDS, EditKind, Scene, caption, drawable, edit_pair, edit_truth, render
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parent / "docs" / "benchmarks"
@@ -46,8 +47,7 @@ def cases(kind: EditKind, count: int, family: str = "fluent-flat") -> list[tuple
     found: list[tuple[Scene, Scene]] = []
     while len(found) < count:
         source, target = edit_pair(kind, rng)
-        drawable = all(s.noun != "cup" and s.accessory != "cap" for s in (source, target))
-        if family != "noto-v1" or drawable:
+        if drawable(source, family) and drawable(target, family):
             found.append((source, target))
     return found
 
@@ -208,8 +208,9 @@ def main() -> None:
     started = time.perf_counter()
     rows = run(args.methods, args.first, args.cases, args.seeds, args.kinds, args.family, args.workers)
     OUT.mkdir(parents=True, exist_ok=True)
+    command = " ".join(["python -m benchmarks.edits", *sys.argv[1:]])
     text = (
-        f"# Edits with a known truth\n\n`python -m benchmarks.edits`, built-in model, {args.family} art, "
+        f"# Edits with a known truth\n\n`{' '.join(['python -m benchmarks.edits', *sys.argv[1:]])}`, built-in model, {args.family} art, "
         f"cases {args.first} to {args.cases - 1} of each kind, seeds {', '.join(map(str, args.seeds))}; "
         f"{args.workers} workers of one thread on {platform.processor() or platform.machine()}, "
         f"torch {torch.__version__}, {(time.perf_counter() - started) / 60:.0f} minutes in all.\n\n"

@@ -101,7 +101,7 @@ class EditResult:
     steps_done: int
     stopped: str  # see Run
     method: Guidance  # with the settings that were used
-    refine: float  # the noise from which the place was redrawn; 0: it was not
+    refine: float  # the noise from which the place is redrawn after the last step of the method; 0: it is not
     words: tuple[str, ...]  # whose place was looked for
     notes: tuple[str, ...]  # one sentence each, for the person
     history: tuple[dict[str, float], ...]
@@ -145,8 +145,7 @@ def edit(
             run = _redraw(refine, picture, place, prior, prompts, config.seed, run, on_step, total)
         radius = round(config.feather)
         edited, weight, kept = picture.finish(prior, picture.z, place, radius)
-    total = weight.numel()
-    if run.steps_done and kept == total:
+    if run.steps_done and kept == weight.numel():
         notes.append("The edit changed nothing that can be seen.")
     seconds = time.perf_counter() - started
     return EditResult(
@@ -154,7 +153,7 @@ def edit(
         mask=weight,
         heatmap=heatmap,
         kept_pixels=kept,
-        total_pixels=total,
+        total_pixels=weight.numel(),
         steps_done=run.steps_done,
         stopped=run.stopped,
         method=method,

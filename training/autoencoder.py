@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from .run import EMA, Progress, load_checkpoint, save_checkpoint
-from .scenes import SIZE, random_scene, render
+from .scenes import SIZE, drawable, random_scene, render
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderTiny
@@ -181,8 +181,8 @@ def scene_pool_v1(count: int) -> np.ndarray:
     """Scenes of the family that no training sees; it lacks two of the drawings."""
     rng = np.random.default_rng(10**6 + 1)
     scenes = (random_scene(rng) for _ in iter(int, 1))
-    drawable = (s for s in scenes if s.noun != "cup" and s.accessory != "cap")
-    return np.stack([render(next(drawable), "noto-v1").image for _ in range(count)])
+    fitting = (scene for scene in scenes if drawable(scene, "noto-v1"))
+    return np.stack([render(next(fitting), "noto-v1").image for _ in range(count)])
 
 
 def _crop(image: Tensor, generator: torch.Generator) -> Tensor:

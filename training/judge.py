@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .art import ACCESSORIES, NOUNS
 from .run import Progress
-from .scenes import BACKGROUNDS, COLOURS, Scene, random_scene, render
+from .scenes import BACKGROUNDS, COLOURS, Scene, drawable, random_scene, render
 
 QUESTIONS = {
     "noun": list(NOUNS),
@@ -86,7 +86,7 @@ def draw(count: int, seed: int, family: str, held_out: bool = False) -> tuple[Te
     scenes: list[Scene] = []
     while len(scenes) < count:
         scene = random_scene(rng, held_out=held_out)
-        if family != "noto-v1" or (scene.noun != "cup" and scene.accessory != "cap"):
+        if drawable(scene, family):
             scenes.append(scene)
     pictures = torch.from_numpy(np.stack([render(s, family).image for s in scenes])).permute(0, 3, 1, 2)
     return pictures.contiguous(), labels(scenes)
