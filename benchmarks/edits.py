@@ -210,7 +210,7 @@ def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     command = " ".join(["python -m benchmarks.edits", *sys.argv[1:]])
     text = (
-        f"# Edits with a known truth\n\n`{' '.join(['python -m benchmarks.edits', *sys.argv[1:]])}`, built-in model, {args.family} art, "
+        f"# Edits with a known truth\n\n`{command}`, built-in model, {args.family} art, "
         f"cases {args.first} to {args.cases - 1} of each kind, seeds {', '.join(map(str, args.seeds))}; "
         f"{args.workers} workers of one thread on {platform.processor() or platform.machine()}, "
         f"torch {torch.__version__}, {(time.perf_counter() - started) / 60:.0f} minutes in all.\n\n"
