@@ -16,20 +16,21 @@ import torch
 
 from .art import ACCESSORIES, NOUNS
 from .autoencoder import to_input
-from .scenes import BACKGROUNDS, COLOURS, SIZE, Scene, random_scene, render
+from .scenes import BACKGROUNDS, COLOURS, SIZE, Scene, random_drawing, random_scene, render
 
 GRID = 16  # cells a side of the masks that supervise attention
 
 
 @dataclass
 class Cache:
-    """Columns of equal length; `words` holds index + 1 of noun, colour, accessory, background (0: none)."""
+    """Columns of equal length; `words` holds index + 1 of noun, colour, accessory, background (0: none), and 1 where
+    the scene is a line drawing."""
 
     latents: np.ndarray  # [N, 4, 32, 32] float16, as the autoencoder gives them (not yet scaled)
     bare: np.ndarray  # [N, 4, 32, 32] float16, the same scene without its accessory
     subject: np.ndarray  # [N, 16, 16] uint8, share 0..255
     accessory: np.ndarray  # [N, 16, 16] uint8
-    words: np.ndarray  # [N, 4] uint8
+    words: np.ndarray  # [N, 5] uint8
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -49,6 +50,7 @@ def indices(scene: Scene) -> list[int]:
         list(COLOURS).index(scene.colour) + 1 if scene.colour else 0,
         list(ACCESSORIES).index(scene.accessory) + 1 if scene.accessory else 0,
         list(BACKGROUNDS).index(scene.background) + 1,
+        int(scene.pen > 0),
     ]
 
 
@@ -62,6 +64,7 @@ def main() -> None:
     parser.add_argument("--vae", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scenes", type=int, default=20000)
+    parser.add_argument("--drawings", type=float, default=0.2, help="share of the scenes that are line drawings")
     parser.add_argument("--shard", type=int, default=0, help="number of this file, and its seed")
     parser.add_argument("--draw-only", action="store_true", help="keep the drawings; encode them in a later call")
     args = parser.parse_args()
@@ -72,9 +75,9 @@ def main() -> None:
         images = np.empty((args.scenes, SIZE, SIZE, 3), np.uint8)
         bare = np.empty_like(images)
         subject, accessory = (np.empty((args.scenes, GRID, GRID), np.uint8) for _ in range(2))
-        words = np.empty((args.scenes, 4), np.uint8)
+        words = np.empty((args.scenes, 5), np.uint8)
         for k in range(args.scenes):
-            scene = random_scene(rng)
+            scene = random_drawing(rng) if rng.random() < args.drawings else random_scene(rng)
             drawing = render(scene)
             images[k] = drawing.image
             bare[k] = render(replace(scene, accessory=None)).image if scene.accessory else drawing.image

@@ -225,11 +225,13 @@ class Captions:
             self.known[words] = self._build(*words)
         return self.known[words]
 
-    def _build(self, noun: int, colour: int, accessory: int, background: int) -> tuple[list[int], list[int]]:
+    def _build(self, noun: int, colour: int, accessory: int, background: int, drawing: int) -> tuple[list[int], list[int]]:
         parts: list[tuple[str, int]] = []
         if noun:
             subject = [list(COLOURS)[colour - 1]] if colour else []
             subject.append(list(NOUNS)[noun - 1])
+            if drawing:
+                parts += [(word, 0) for word in ("a", "drawing", "of")]
             parts.append(("an" if subject[0][0] in "aeio" else "a", 0))
             parts += [(word, 1) for word in subject]
             if accessory:
@@ -238,7 +240,7 @@ class Captions:
                 if worn != "sunglasses":
                     parts.append(("a", 0))
                 parts += [(word, 2) for word in worn.split()]
-            if background:
+            if background and not drawing:
                 name = list(BACKGROUNDS)[background - 1]
                 parts += [(word, 3 if word in CONTENT[name] else 0) for word in BACKGROUNDS[name].split()]
         ids, groups = [self.tokenizer.bos_token_id], [0]
@@ -464,6 +466,14 @@ GRID_PROMPTS = (
     "a robot wearing a crown in the sky",
     "a purple rabbit wearing sunglasses on grass",
     "a balloon in the sky",
+    "a drawing of a cat",
+    "a drawing of a cat wearing a crown",
+    "a drawing of a dog wearing sunglasses",
+    "a drawing of a pumpkin",
+    "a drawing of an owl wearing a top hat",
+    "a drawing of a robot wearing a bow",
+    "a drawing of an apple",
+    "a drawing of a fox wearing a cap",
 )
 
 

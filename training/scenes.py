@@ -1,7 +1,8 @@
 """Scenes of the built-in model's world: one subject, perhaps a colour, perhaps something that it wears, a background.
 
 A scene is a few words and a pose; `render` draws it with exact masks and `caption` says it.  Two scenes that differ in
-one thing are an edit whose truth is known: `edit_pair` draws them and `edit_truth` says which pixels may change.
+one thing are an edit whose truth is known: `edit_pair` draws them and `edit_truth` says which pixels may change.  A
+scene may also be a *drawing*: the same art as ink lines on white paper, which is what sketches are distilled from.
 
 Everything is drawn from a `numpy.random.Generator`, so a seed is a scene.
 """
@@ -9,6 +10,7 @@ Everything is drawn from a `numpy.random.Generator`, so a seed is a scene.
 from __future__ import annotations
 
 import io
+import re
 import zlib
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
@@ -39,6 +41,7 @@ BACKGROUNDS = {
     "table": "on a wooden table",
     "white": "on a white background",
 }
+PENS = (64, 45, 32)  # widths of a drawing's lines: the art's width divided by these
 EditKind = Literal["add", "remove", "replace", "colour", "background"]
 EDIT_KINDS: tuple[EditKind, ...] = ("add", "remove", "replace", "colour", "background")
 
@@ -56,6 +59,7 @@ class Scene:
     side: float
     flip: bool
     background_seed: int
+    pen: int = 0  # 0: the art in its colours; else a line drawing, with so many lines in the art's width
 
 
 @dataclass(frozen=True)
@@ -94,21 +98,28 @@ def random_scene(rng: np.random.Generator, held_out: bool = False, accessory_sha
     )
 
 
+def random_drawing(rng: np.random.Generator) -> Scene:
+    """A line drawing of a random scene: no colour, white paper, one of PENS."""
+    scene = random_scene(rng)
+    return replace(scene, colour=None, background="white", pen=int(rng.choice(PENS)))
+
+
 def drawable(scene: Scene, family: str) -> bool:
     """Whether a family has the drawings of a scene: Noto v1 lacks the cup and the cap."""
     return family != "noto-v1" or (scene.noun != "cup" and scene.accessory != "cap")
 
 
 def caption(scene: Scene, background: bool = True) -> str:
-    """`a blue cat wearing a crown on grass`."""
+    """`a blue cat wearing a crown on grass`, `a drawing of a cat wearing a crown`."""
     first = scene.colour or scene.noun
-    words = ["an" if first[0] in "aeio" else "a"]
+    words = ["a", "drawing", "of"] if scene.pen else []
+    words.append("an" if first[0] in "aeio" else "a")
     if scene.colour:
         words.append(scene.colour)
     words.append(scene.noun)
     if scene.accessory:
         words += ["wearing", scene.accessory if scene.accessory == "sunglasses" else f"a {scene.accessory}"]
-    if background:
+    if background and not scene.pen:
         words.append(BACKGROUNDS[scene.background])
     return " ".join(words)
 
@@ -138,7 +149,7 @@ def render(scene: Scene, family: str = "fluent-flat") -> Rendered:
     picture = _background(scene.background, scene.background_seed).astype(np.float32)
     subject = np.zeros((SIZE, SIZE), np.float32)
     accessory = np.zeros((SIZE, SIZE), np.float32)
-    art = _art(family, NOUNS[scene.noun])
+    art = _art(family, NOUNS[scene.noun], scene.pen)
     if scene.colour:
         art = _tint(art, COLOURS[scene.colour])
     anchor = _anchor(family, scene.noun)
@@ -148,7 +159,8 @@ def render(scene: Scene, family: str = "fluent-flat") -> Rendered:
     left, top = scene.x - scene.side / 2, scene.y - scene.side / 2
     picture, subject = _paste(picture, subject, art, left, top, scene.side)
     if scene.accessory:
-        art = _art(family, ACCESSORIES[scene.accessory])
+        # A worn thing is drawn smaller: a wider pen for it gives lines of one width.
+        art = _art(family, ACCESSORIES[scene.accessory], 0.5 * scene.pen)
         x, y, side = _place(scene.accessory, anchor)
         if scene.flip:
             art = art[:, ::-1]
@@ -222,15 +234,36 @@ def _place(accessory: str, head: _Anchor) -> tuple[float, float, float]:
 
 
 @cache
-def _art(family: str, name: str) -> np.ndarray:
+def _art(family: str, name: str, pen: float = 0) -> np.ndarray:
     """A drawing as float32 RGBA [192, 192, 4], colours 0..255 premultiplied, alpha 0..1."""
     import resvg_py
 
     text = (ART / family / f"{name}.svg").read_text()
+    if pen:
+        text = _line_art(text, pen)
     png = bytes(resvg_py.svg_to_bytes(svg_string=text, width=192, height=192))
     rgba = np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"), np.float32)
     alpha = rgba[..., 3:] / 255
     return np.concatenate([rgba[..., :3] * alpha, alpha], axis=-1)
+
+
+def _line_art(text: str, pen: float) -> str:
+    """The SVG with every shape outlined in ink; dark shapes are filled with it, all others with paper, so that what
+    lies behind stays hidden."""
+    side = float(re.search(r'viewBox="0 0 (\d+)', text).group(1))  # type: ignore[union-attr]
+
+    def fill(match: re.Match[str]) -> str:
+        digits = match.group(1)
+        wide = digits if len(digits) == 6 else "".join(2 * d for d in digits)
+        light = sum(w * int(wide[k : k + 2], 16) for w, k in ((0.299, 0), (0.587, 2), (0.114, 4))) / 255
+        return 'fill="#222"' if light < 0.27 else 'fill="#fff"'
+
+    text = re.sub(r' (?:fill-|stroke-)?opacity="[^"]*"', "", text)
+    text = re.sub(r' stroke(?:-\w+)?="[^"]*"', "", text)
+    text = re.sub(r'fill="(?:url[^"]*|#[0-9a-f]{8}|[a-z]+)"', lambda m: m[0] if "none" in m[0] else 'fill="#fff"', text)
+    text = re.sub(r'fill="#([0-9a-fA-F]{3}|[0-9a-fA-F]{6})"', fill, text)
+    ink = f'fill="#fff" stroke="#222" stroke-width="{side / pen:.3f}" stroke-linejoin="round" stroke-linecap="round"'
+    return text.replace("<svg ", f"<svg {ink} ", 1)
 
 
 @lru_cache(maxsize=512)
