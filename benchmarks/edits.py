@@ -32,7 +32,7 @@ import torch
 from sdsedit.edit import Edit, EditConfig, edit
 from sdsedit.metrics import iou, psnr
 from sdsedit.prior import load_prior
-from training.judge import answers, load_judge
+from training.judge import Judge, answers, load_judge
 from training.scenes import EDIT_KINDS, EditKind, Scene, caption, drawable, edit_pair, edit_truth, render
 
 HERE = Path(__file__).resolve().parent
@@ -41,14 +41,17 @@ CHANGED = {"add": "accessory", "remove": "accessory", "replace": "noun", "colour
 FIELDS = ("done", "exact", "iou", "psnr_outside", "kept", "seconds")
 
 
-def cases(kind: EditKind, count: int, family: str = "fluent-flat") -> list[tuple[Scene, Scene]]:
-    """The first `count` edits of a kind; always the same ones."""
+def cases(kind: EditKind, count: int, judge: Judge, family: str = "fluent-flat") -> list[tuple[Scene, Scene]]:
+    """The first `count` edits of a kind whose true source and target the judge itself reads right; always the same ones
+    for one judge."""
     rng = np.random.default_rng([77, EDIT_KINDS.index(kind)])
     found: list[tuple[Scene, Scene]] = []
     while len(found) < count:
-        source, target = edit_pair(kind, rng)
-        if drawable(source, family) and drawable(target, family):
-            found.append((source, target))
+        pair = edit_pair(kind, rng)
+        if all(drawable(scene, family) for scene in pair):
+            pictures = torch.cat([as_tensor(render(scene, family).image) for scene in pair])
+            if judge.read(pictures) == [answers(scene) for scene in pair]:
+                found.append(pair)
     return found
 
 
@@ -111,10 +114,11 @@ def run(
     workers: int,
 ) -> list[dict]:
     """Cases first .. count - 1 of each kind."""
+    judge = load_judge(HERE / "judge.safetensors")
     tasks = [
         (kind, number, source, target, tuple(methods), tuple(seeds), family)
         for kind in kinds
-        for number, (source, target) in list(enumerate(cases(kind, count, family)))[first:]
+        for number, (source, target) in list(enumerate(cases(kind, count, judge, family)))[first:]
     ]
     rows: list[dict] = []
     with torch.multiprocessing.get_context("spawn").Pool(workers) as pool:

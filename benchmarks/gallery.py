@@ -17,9 +17,10 @@ from PIL import Image, ImageDraw, ImageFont
 from sdsedit import read_picture
 from sdsedit.edit import Edit, EditConfig, EditResult, edit
 from sdsedit.prior import load_prior
+from training.judge import load_judge
 from training.scenes import Scene, caption, render
 
-from .edits import as_tensor, cases
+from .edits import HERE, as_tensor, cases
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "gallery"
 ZOOM = 2
@@ -29,7 +30,8 @@ METHOD_NAMES = ("lusd", "dds", "sds")
 def scenes() -> list[tuple[Scene, Scene]]:
     """Twenty-four edits: ten additions, and of each other kind some, none chosen for its result."""
     counts = {"add": 10, "replace": 4, "colour": 4, "background": 4, "remove": 2}
-    return [pair for kind, count in counts.items() for pair in cases(kind, count)]  # pyright: ignore[reportArgumentType]
+    judge = load_judge(HERE / "judge.safetensors")
+    return [pair for kind, count in counts.items() for pair in cases(kind, count, judge)]  # pyright: ignore[reportArgumentType]
 
 
 def to_image(picture: torch.Tensor) -> Image.Image:

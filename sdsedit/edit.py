@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sdsedit.attention.localize import snap
 from sdsedit.attention.words import Words, changed_words, find_words, removed_words
 from sdsedit.errors import InputRefused, printable
 from sdsedit.guidance import configured
@@ -28,6 +29,7 @@ MAX_SIZE = 4096  # working side, pixels
 MAX_FEATHER = 256  # pixels
 MAX_PROMPT = 2_000  # characters
 _PLACE = 0.35  # the edit's place: where the heatmap reaches this share of its maximum
+_WIDE = 0.5  # a place of more than this share of the picture is a background
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
@@ -141,9 +143,12 @@ def edit(
         total = steps + (refine.steps if refine else 0)
         run = distill(picture, prior, prompts, method, steps, config.seed, on_step, total)
         heatmap, place = _place(picture, run.state, notes)
+        wide = place is not None and request.mask is None and bool(place.mean() > _WIDE)
+        if refine and wide and refine.wide_start and config.refine is None:
+            refine = replace(refine, start=refine.wide_start)
         if refine and place is not None and place.any() and not run.stopped:
-            run = _redraw(refine, picture, place, prior, prompts, config.seed, run, on_step, total)
-        radius = round(config.feather)
+            run = _redraw(refine, picture, place, wide, prior, prompts, config.seed, run, on_step, total)
+        radius = min(round(config.feather), 1) if wide else round(config.feather)
         edited, weight, kept = picture.finish(prior, picture.z, place, radius)
     if run.steps_done and kept == weight.numel():
         notes.append("The edit changed nothing that can be seen.")
@@ -233,6 +238,7 @@ def _redraw(
     refine: Refine,
     picture: ImageLatent,
     place: Tensor,  # [1, 1, H, W]
+    wide: bool,
     prior: Prior,
     prompts: Prompts,
     seed: int,
@@ -241,7 +247,9 @@ def _redraw(
     total: int,
 ) -> Run:
     """Redraw `place` and put the result into `picture`; stops as the loop does, with the last good latent."""
-    mask = F.adaptive_max_pool2d(place, picture.z.shape[-2:])
+    # A wide place ends where the kept subject begins, at a known edge: its cells belong to it by their share.
+    pool = F.adaptive_avg_pool2d if wide else F.adaptive_max_pool2d
+    mask = pool(place, picture.z.shape[-2:])
     draw = partial(prior.schedule.draw, picture.z, torch.Generator().manual_seed(seed))
     done, stopped, history = run.steps_done, "", list(run.history)
     with torch.inference_mode():
@@ -337,7 +345,11 @@ def _place(picture: ImageLatent, state: State | None, notes: list[str]) -> tuple
     if not highest > 0:
         notes.append("The model's attention found no place for these words, so nothing was changed; give a mask.")
         return heatmap, torch.zeros_like(heatmap)
-    return heatmap, (heatmap >= _PLACE * highest).float()
+    place = (heatmap >= _PLACE * highest).float()
+    if place.mean() > _WIDE:
+        place = (snap(heatmap / highest, picture.picture) >= 0.5).float()
+        place = F.max_pool2d(place, 3, stride=1, padding=1)  # the pixels of the edge itself hold some of the old
+    return heatmap, place
 
 
 def check_request(request: Edit, config: EditConfig) -> None:

@@ -26,9 +26,13 @@ class Refine:
         z_t' = M (a' z0 + s' e_hat) + (1 - M) (a' z_src + s' eps)    DDIM step to t' < t, the outside from the source
 
     Deviation: one eps for all of the outside, so that it is the source's own noising at every t.
+
+    A background, with nothing in it to keep, may start from `wide_start`, near pure noise: noise drowns the mean of a
+    wide place last, so that from an ordinary start a day stays a day. The caller says which places are wide.
     """
 
     start: float = 0.5  # t in 0..1; 0: no redrawing
+    wide_start: float | None = None  # t for a background; None: as any other place
     steps: int = 12
     scale: float = 4.0
 

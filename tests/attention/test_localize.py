@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from sdsedit.attention.localize import average, feather, localize, threshold
+from sdsedit.attention.localize import average, feather, localize, snap, threshold
 from sdsedit.attention.probe import AttentionMaps
 
 
@@ -105,3 +106,34 @@ def test_feather_is_nearly_round():
 def test_feather_refuses_a_negative_radius():
     with pytest.raises(ValueError, match="0 or more; got -1"):
         feather(torch.ones(1, 1, 4, 4), -1)
+
+
+def disc(side: int = 96) -> torch.Tensor:
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    return ((y - side / 2) ** 2 + (x - side / 2) ** 2 < (side / 3) ** 2).float()[None, None]
+
+
+def test_snap_draws_a_blurred_mask_onto_the_pictures_edges():
+    truth = disc()
+    picture = torch.lerp(torch.tensor([0.2, 0.5, 0.9]), torch.tensor([0.9, 0.4, 0.1]), truth[0].permute(1, 2, 0))
+    picture = picture.permute(2, 0, 1)[None]
+    coarse = F.interpolate(F.adaptive_avg_pool2d(truth, 12), (96, 96), mode="bilinear")
+    wrong_before = ((coarse >= 0.5).float() != truth).sum()
+    wrong_after = ((snap(coarse, picture) >= 0.5).float() != truth).sum()
+    assert wrong_before > 40 and wrong_after < wrong_before / 10
+
+
+def test_snap_leaves_a_constant_mask_and_follows_nothing_on_a_flat_picture():
+    generator = torch.Generator().manual_seed(0)
+    picture, flat = torch.rand(1, 3, 40, 60, generator=generator), torch.full((1, 3, 40, 60), 0.3)
+    assert torch.allclose(snap(torch.full((1, 1, 40, 60), 0.7), picture), torch.tensor(0.7), atol=1e-4)
+    mask = torch.rand(1, 1, 40, 60, generator=generator)
+    smooth = snap(mask, flat)
+    assert smooth.std() < 0.3 * mask.std() and (smooth.mean() - mask.mean()).abs() < 0.03
+
+
+def test_snap_works_on_a_large_and_on_a_tiny_picture():
+    truth = disc(400)
+    large = snap(F.avg_pool2d(truth, 41, 1, 20), truth.expand(-1, 3, -1, -1).contiguous())
+    assert large.shape == (1, 1, 400, 400) and ((large >= 0.5).float() != truth).float().mean() < 0.01
+    assert snap(torch.ones(1, 1, 1, 3), torch.rand(1, 3, 1, 3)).shape == (1, 1, 1, 3)

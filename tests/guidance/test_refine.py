@@ -70,6 +70,18 @@ def test_a_model_may_ask_for_it_and_a_person_may_refuse(prior):
         edit(picture(), prior, REQUEST, replace(CONFIG, refine=2))
 
 
+def test_a_background_starts_from_more_noise_unless_a_person_says_otherwise():
+    place = torch.ones(8, 8)
+    place[3:6, 3:6] = 0
+    prior = GaussianPrior({TARGET: torch.tensor([1.5, 0.0, -1.5]).view(3, 1, 1)}, places=[place])
+    prior.editing = {"refine": {"start": 0.5, "steps": 4, "wide_start": 0.9}}
+    subject = torch.full((1, 3, 16, 16), 0.2)
+    subject[..., 6:12, 6:12] = 0.9
+    result = edit(subject, prior, REQUEST, replace(CONFIG, refine=None))
+    assert result.refine == 0.9 and (result.mask[..., 7:11, 7:11] == 0).all() and result.mask[..., 0, 0] > 0
+    assert edit(picture(), prior, REQUEST, CONFIG).refine == 0.5
+
+
 def test_its_steps_are_counted_and_reported_and_the_outside_is_kept_bit_for_bit(prior):
     seen = []
     result = edit(picture(), prior, REQUEST, CONFIG, lambda report: seen.append((report.index, report.total)))
