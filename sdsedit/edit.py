@@ -181,6 +181,7 @@ def distill(
     seed: int = 0,
     on_step: OnStep | None = None,
     total: int | None = None,  # steps in all, where others follow these; None: no others do
+    anneal: float | None = None,  # the method's t_max sinks to this value over the run; None: it stays
 ) -> Run:
     """The loop, for anything that renders: z -> method -> direction -> representation.step.
 
@@ -200,7 +201,10 @@ def distill(
     for index in range(steps):
         view = representation.render(index)
         z = view.z.detach()
-        draw = partial(prior.schedule.draw, z, generator, method.t_min, method.t_max)
+        t_max = method.t_max
+        if anneal is not None:
+            t_max += (max(anneal, method.t_min) - t_max) * index / max(steps - 1, 1)
+        draw = partial(prior.schedule.draw, z, generator, method.t_min, t_max)
         step = Step(index, steps, z, view.z_src, prompts, draw, view.mask)
         with torch.inference_mode():
             update = method(prior, step, state)

@@ -1,7 +1,8 @@
 """Train the judge: a small classifier that reads subject, colour, accessory and background off a 128 x 128 picture.
 
-It is trained on two families of art (Fluent flat, Noto) and tested on scenes of a third (Noto v1) and on held-out
-combinations; the denoiser never sees it.  `benchmarks/edits.py` asks it whether an edit was done.
+It is trained on two families of art (Fluent flat, Noto), as scenes and as line drawings, and tested on scenes of a third
+(Noto v1) and on held-out combinations; the denoiser never sees it.  `benchmarks/edits.py` asks it whether an edit was
+done, `benchmarks/sketches.py` what a sketch shows: its line drawings are bent and broken, for a sketch's lines are.
 
     python -m training.judge --vae assets/builtin/vae --out benchmarks/judge.safetensors --minutes 5
 """
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from .art import ACCESSORIES, NOUNS
 from .run import Progress
-from .scenes import BACKGROUNDS, COLOURS, Scene, drawable, random_scene, render
+from .scenes import BACKGROUNDS, COLOURS, SIZE, Scene, drawable, random_drawing, random_scene, render
 
 QUESTIONS = {
     "noun": list(NOUNS),
@@ -92,6 +93,26 @@ def draw(count: int, seed: int, family: str, held_out: bool = False) -> tuple[Te
     return pictures.contiguous(), labels(scenes)
 
 
+def draw_rough(count: int, seed: int, family: str) -> tuple[Tensor, dict[str, Tensor]]:
+    """Line drawings with lines bent by up to 3 pixels, broken and pale in places; uint8 [count, 3, 128, 128], labels."""
+    rng = np.random.default_rng(seed)
+    scenes: list[Scene] = []
+    while len(scenes) < count:
+        scene = random_drawing(rng)
+        if drawable(scene, family):
+            scenes.append(scene)
+    pictures = torch.from_numpy(np.stack([render(s, family).image for s in scenes])).permute(0, 3, 1, 2).float() / 255
+    generator = torch.Generator().manual_seed(seed)
+    bend = F.interpolate(torch.randn(count, 2, 9, 9, generator=generator), (SIZE, SIZE), mode="bicubic")
+    amount = 2.4 / SIZE * torch.rand(count, 1, 1, 1, generator=generator)
+    grid = F.affine_grid(torch.eye(2, 3).expand(count, -1, -1), [count, 3, SIZE, SIZE], align_corners=False)
+    bent = F.grid_sample(1 - pictures, grid + (bend * amount).permute(0, 2, 3, 1), align_corners=False)
+    fade = F.interpolate(torch.rand(count, 1, 24, 24, generator=generator), (SIZE, SIZE), mode="bilinear")
+    gaps = 0.35 * torch.rand(count, 1, 1, 1, generator=generator)
+    bent = bent * ((fade - gaps) / 0.1).clamp(0, 1) * (0.6 + 0.4 * torch.rand(count, 1, 1, 1, generator=generator))
+    return (1 - bent).mul(255).round().clamp(0, 255).byte().contiguous(), labels(scenes)
+
+
 @torch.inference_mode()
 def accuracy(judge: Judge, pictures: Tensor, truth: dict[str, Tensor]) -> dict[str, float]:
     judge.eval()
@@ -130,11 +151,14 @@ def main() -> None:
     torch.manual_seed(args.seed)
     vae = AutoencoderTiny.from_pretrained(args.vae).float().eval()
     flat, noto = draw(args.scenes, 51, "fluent-flat"), draw(args.scenes // 3, 52, "noto")
-    pictures = torch.cat([flat[0], noto[0]])
-    truth = {name: torch.cat([flat[1][name], noto[1][name]]) for name in QUESTIONS}
+    lines = draw_rough(args.scenes // 2, 53, "fluent-flat"), draw_rough(args.scenes // 5, 54, "noto")
+    parts = (flat, noto, *lines)
+    pictures = torch.cat([part[0] for part in parts])
+    truth = {name: torch.cat([part[1][name] for part in parts]) for name in QUESTIONS}
     tests = {
         "fluent-flat, held-out combinations": draw(400, 61, "fluent-flat", held_out=True),
         "noto-v1, held-out art": draw(400, 62, "noto-v1"),
+        "fluent-flat, rough line drawings": draw_rough(400, 63, "fluent-flat"),
     }
     decoded = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(args.seed))[: args.scenes // 3]
     pictures = torch.cat([pictures, as_decoded(vae, pictures[decoded], args.seed)])

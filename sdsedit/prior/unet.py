@@ -175,6 +175,34 @@ class UNetPrior:
         mean = out.latent_dist.mean if hasattr(out, "latent_dist") else out.latents  # AutoencoderKL, AutoencoderTiny
         return (mean.float() - self._shift) * self._scale
 
+    def encoder_features(self, image: Tensor) -> tuple[Tensor, ...]:  # [B, 3, H, W] -> [B, C_l, H_l, W_l] each
+        """What the autoencoder's encoder sees on its way down: the activations before each halving of the sides."""
+        vae: Any = self.vae
+        seen: list[Tensor] = []
+        halving = [m for m in vae.encoder.modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
+        hooks = [m.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float())) for m in halving]
+        try:
+            self.encode(image)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return tuple(seen)
+
+    def network_features(self, z_t: Tensor, t: Tensor, text: Text) -> tuple[Tensor, ...]:  # [B, C_l, h_l, w_l] each
+        """What the UNet sees on its way up, as in DIFT (arXiv:2306.03881): its up blocks' outputs but for the last."""
+        unet: Any = self.unet
+        seen: list[Tensor] = []
+        hooks = [
+            block.register_forward_hook(lambda _, __, output: seen.append(output.float()))
+            for block in unet.up_blocks[:-1]
+        ]
+        try:
+            self.predict(z_t, t, text)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return tuple(seen)
+
     def decode(self, z: Tensor) -> Tensor:  # [B, C, h, w] -> [B, 3, h factor, w factor] fp32 in 0..1
         """The picture of a scaled latent. ValueError: another number of dimensions or channels."""
         self._check_latent(z)

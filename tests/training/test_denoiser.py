@@ -117,10 +117,12 @@ def test_groups_name_the_subject_the_thing_worn_and_the_background(tokenizer):
 
 def test_zeros_leave_parts_of_the_caption_out(tokenizer):
     captions = Captions(tokenizer)
-    ids, groups = captions((0, 0, 0, 0))
+    ids, groups = captions((0, 0, 0, 0, 0))
     assert ids == tokenizer("", padding="max_length").input_ids and not any(groups)
-    ids, groups = captions((1, 0, 1, 0))
+    ids, groups = captions((1, 0, 1, 0, 0))
     assert ids == tokenizer("a cat wearing a crown", padding="max_length").input_ids and 3 not in groups
+    ids, groups = captions((1, 0, 1, 8, 1))  # a line drawing has no place to name
+    assert ids == tokenizer("a drawing of a cat wearing a crown", padding="max_length").input_ids and 3 not in groups
 
 
 # --- attention --------------------------------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ from torch import Tensor
 
 STROKE, NONZERO, EVENODD = 0, 1, 2  # kinds of shape: a stroke, areas filled by the non-zero or the even-odd rule
 TOLERANCE = 0.1  # pixels, how far a curve and its chords may lie apart
-MAX_CHORDS = 64  # of one cubic
+MIN_CHORDS = 2  # of one cubic: its inner points move no vertex of a single chord, and a straight line could never bend
+MAX_CHORDS = 64
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,20 @@ class Topology:
         return len(self.kinds)
 
     @cached_property
+    def shape_kinds(self) -> np.ndarray:
+        """int32 [N]."""
+        return np.array(self.kinds, np.int32)
+
+    @cached_property
+    def shape_round(self) -> np.ndarray:
+        """bool [N]."""
+        return np.array(self.round_caps, bool)
+
+    @cached_property
     def contour_shape(self) -> np.ndarray:
         """int32 [C], the shape of each contour."""
-        return np.repeat(np.arange(len(self), dtype=np.int32), [len(shape) for shape in self.contours])
+        counts = np.array([len(shape) for shape in self.contours], np.int64)
+        return np.repeat(np.arange(len(self), dtype=np.int32), counts)
 
     @cached_property
     def contour_cubics(self) -> np.ndarray:
@@ -70,15 +82,12 @@ class Topology:
     @cached_property
     def cubic_points(self) -> np.ndarray:
         """int32 [K, 4], the control points of every cubic, contour by contour."""
-        rows = []
-        for first, count, closed in zip(
-            self.contour_points, self.contour_cubics.tolist(), self.contour_closed.tolist(), strict=False
-        ):
-            row = first + 3 * np.arange(count)[:, None] + np.arange(4)
-            if closed:
-                row[-1, -1] = first
-            rows.append(row)
-        return np.concatenate(rows).astype(np.int32) if rows else np.zeros((0, 4), np.int32)
+        contour = np.repeat(np.arange(len(self.contour_cubics)), self.contour_cubics)
+        last = np.cumsum(self.contour_cubics) - 1  # cubic of each contour
+        nth = np.arange(len(contour)) - (last + 1 - self.contour_cubics)[contour]
+        rows = (self.contour_points[contour] + 3 * nth)[:, None] + np.arange(4)
+        rows[last[self.contour_closed], 3] = self.contour_points[:-1][self.contour_closed]
+        return rows.astype(np.int32)
 
     @property
     def points(self) -> int:
@@ -128,7 +137,7 @@ def chord_counts(topology: Topology, points: Tensor) -> np.ndarray:
     p = points.detach().cpu().double().numpy()[:, topology.cubic_points]  # [B, K, 4, 2]
     bend = np.abs(p[..., :-2, :] - 2 * p[..., 1:-1, :] + p[..., 2:, :])
     reach = np.sqrt((bend**2).sum(-1)).max(-1).max(0, initial=0)
-    return np.clip(np.ceil(np.sqrt(0.75 * reach / TOLERANCE)), 1, MAX_CHORDS).astype(np.int32)
+    return np.clip(np.ceil(np.sqrt(0.75 * reach / TOLERANCE)), MIN_CHORDS, MAX_CHORDS).astype(np.int32)
 
 
 def chords(topology: Topology, counts: np.ndarray) -> Chords:

@@ -8,12 +8,18 @@ A *stroke* covers a pixel by its distance to the nearest place of the stroke, th
     d, r  = those of the chord that won (the first of equals)
     c     = F(r - d) - F(-r - d)                    F(x) = clamp(x + 1/2, 0, 1)
 
-so a line of any width, also far under a pixel, has its true amount of ink. Caps and joins are round. A butt cap cuts
-the stroke off at its end point a with unit tangent tau (outwards):
+so a line of any width, also far under a pixel, has its true amount of ink. Caps and joins are round.
 
-    c    <- c clamp(1/2 - (p - a) . tau, 0, 1)      for p with |p - a| < r(a) + 1
+An open contour with *butt caps* ends where its first chord begins and where its last one ends. With s(p) the place of p
+along a chord of length l, which is 0 at its start and l at its end also when p lies before or behind it,
 
-A contour that is one point (no tangent) has a round dot with round caps and nothing with butt caps, as SVG says.
+    e  = max(|p - q| - r, -s, s - l)                      -s for the first chord, s - l for the last one
+    c <- c (F(s) - F(s - l))                              1 for F(s) but in the first, 0 for F(s - l) but in the last
+
+and q, beyond such an end, is the place on the straight line through the chord. What a chord's round end adds counts only
+where its neighbour is rounded too, on the outside of their bend: a disc there would stick out of a cap close by. Chords
+shorter than SHORT are passed over: they have no direction. A contour that is one point has a round dot with round caps
+and nothing with butt caps, as SVG says.
 
 A *filled area* covers a pixel by the exact area of the pixel's square inside it. Every edge of the (implicitly closed)
 polygon adds the signed area between itself and the square's right side; with A the sum over the edges,
@@ -32,6 +38,8 @@ import torch
 from torch import Tensor
 
 from sdsedit.render.strokes.layout import EVENODD, STROKE, Chords, Drawing, check_size, chord_counts, chords, vertices
+
+SHORT = 1e-3  # pixels
 
 
 def render(drawing: Drawing, height: int, width: int) -> Tensor:  # [B, 3, height, width] in 0..1
@@ -73,31 +81,66 @@ def _pixels(like: Tensor, height: int, width: int) -> Tensor:  # [H, W, 2], the 
 def _stroke(
     drawing: Drawing, pieces: Chords, v: Tensor, shape: int, contours: list[int], height: int, width: int
 ) -> Tensor:
-    p = _pixels(v, height, width)[None, None]  # [1, 1, H, W, 2]
+    topology = drawing.topology
     half = drawing.widths[:, shape] / 2  # [B, 2]
-    distances, radii = [], []
+    each = []
     for contour in contours:
         rows = slice(int(pieces.first[contour]), int(pieces.first[contour + 1]))
         along = torch.from_numpy(pieces.along[rows]).to(v)
         r = half[:, :1] + (half[:, 1:] - half[:, :1]) * along  # [B, m + 1]
-        a, b = v[:, rows][:, :-1, None, None], v[:, rows][:, 1:, None, None]  # [B, m, 1, 1, 2]
-        ab = b - a
-        square = (ab * ab).sum(-1)
-        u = ((p - a) * ab).sum(-1) / torch.where(square > 0, square, 1)
-        u = u.clamp(0, 1)[..., None]  # [B, m, H, W, 1]
-        distances.append(_length(p - a - u * ab))
-        radii.append(torch.lerp(r[:, :-1, None, None], r[:, 1:, None, None], u[..., 0]))
-    d, r = torch.cat(distances, dim=1), torch.cat(radii, dim=1)
-    nearest = (d - r).detach().argmin(1, keepdim=True)
-    d, r = d.gather(1, nearest)[:, 0], r.gather(1, nearest)[:, 0]
-    c = (r - d + 0.5).clamp(0, 1) - (0.5 - r - d).clamp(0, 1)
-    if not drawing.topology.round_caps[shape]:
-        for contour in contours:
-            if not drawing.topology.contour_closed[contour]:
-                rows = v[:, pieces.first[contour] : pieces.first[contour + 1]]
-                c = c * _butt(p[:, 0], rows[:, 0], rows[:, 1], half[:, 0])
-                c = c * _butt(p[:, 0], rows[:, -1], rows[:, -2], half[:, 1])
-    return c
+        butt = not (topology.round_caps[shape] or topology.contour_closed[contour])
+        each.append(_chords(v[:, rows], r, butt, _pixels(v, height, width)))
+    e, d, r, cut = (torch.cat(parts, dim=1) for parts in zip(*each, strict=True))
+    nearest = e.argmin(1, keepdim=True)
+    d, r, cut = (x.gather(1, nearest)[:, 0] for x in (d, r, cut))
+    return (_ramp(r - d) - _ramp(-r - d)) * cut
+
+
+def _chords(v: Tensor, r: Tensor, butt: bool, p: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """e (without gradient), |p - q|, r(q) and the butt caps' factor, all [B, m, H, W], of the m chords between the
+    vertices v [B, m + 1, 2] with half-widths r [B, m + 1]; p [H, W, 2]."""
+    a, b = v[:, :-1, None, None], v[:, 1:, None, None]  # [B, m, 1, 1, 2]
+    ab, ap = b - a, p - a
+    square = (ab * ab).sum(-1)
+    free = (ap * ab).sum(-1) / torch.where(square > 0, square, 1)  # [B, m, H, W]
+    u = free.clamp(0, 1)
+    r = torch.lerp(r[:, :-1, None, None], r[:, 1:, None, None], u)
+    if not butt:
+        d = _length(ap - u[..., None] * ab)
+        return (d - r).detach(), d, r, torch.ones_like(d)
+
+    l = _length(ab)  # [B, m, 1, 1]
+    seen = l >= SHORT
+    before, after = _neighbours(torch.where(seen[..., None], ab, 0).detach())  # [B, m, 1, 1, 2]
+    first, last = (before == 0).all(-1), (after == 0).all(-1)
+    # Before a first and behind a last chord, the line through it.
+    u = torch.where(first, free.clamp(max=1), torch.where(last, free.clamp(min=0), u))
+    u = torch.where(first & last, free, u)
+    d = _length(ap - u[..., None] * ab)
+    start, end = free * l, (free - 1) * l
+    cut = torch.where(first, _ramp(start), 1) - torch.where(last, _ramp(end), 0)
+    e = (d - r).detach()
+    e = torch.where(first, torch.maximum(e, -start), e)
+    e = torch.where(last, torch.maximum(e, end), e).detach()
+    inside = ((free < 0) & ((ap * before).sum(-1) < 0)) | ((free > 1) & (((p - b) * after).sum(-1) > 0))
+    e = torch.where(~inside & seen, e, torch.inf)
+    return e, d, r, torch.where(seen, cut, 0)
+
+
+def _neighbours(ab: Tensor) -> tuple[Tensor, Tensor]:
+    """For each chord ab [B, m, 1, 1, 2] the one before and the one after it that are not 0, else 0."""
+    none = torch.zeros_like(ab[:, 0])
+    before, after = [none], [none]
+    for k in range(ab.shape[1] - 1):
+        x, y = ab[:, k], ab[:, -1 - k]
+        before.append(torch.where((x == 0).all(-1, keepdim=True), before[-1], x))
+        after.append(torch.where((y == 0).all(-1, keepdim=True), after[-1], y))
+    return torch.stack(before, dim=1), torch.stack(after[::-1], dim=1)
+
+
+def _ramp(x: Tensor) -> Tensor:
+    """F"""
+    return (x + 0.5).clamp(0, 1)
 
 
 def _length(x: Tensor) -> Tensor:
@@ -107,33 +150,21 @@ def _length(x: Tensor) -> Tensor:
     return torch.where(square > 0, safe.sqrt(), 0)
 
 
-def _butt(p: Tensor, end: Tensor, inner: Tensor, r: Tensor) -> Tensor:
-    """The factor of a butt cap; p [1, H, W, 2], end and inner [B, 2], r [B] half the width at the end."""
-    away = end - inner
-    length = _length(away)[:, None]
-    tau = away / torch.where(length > 0, length, 1)
-    from_end = p - end[:, None, None]
-    beyond = (from_end * tau[:, None, None]).sum(-1)
-    factor = (0.5 - beyond).clamp(0, 1)
-    near = _length(from_end).detach() < r.detach()[:, None, None] + 1
-    factor = torch.where(near, factor, 1)
-    return torch.where(length[..., None] > 0, factor, 0)
-
-
 def _signed_area(ring: Tensor, height: int, width: int) -> Tensor:  # [B, m + 1, 2] -> [B, H, W]
     """Sum over edges of the signed area between the edge and the right side of each pixel's square."""
     a, b = ring[:, :-1, None, None], ring[:, 1:, None, None]  # [B, m, 1, 1, 2]
     top = torch.arange(height).to(ring)[:, None]
     right = torch.arange(width).to(ring) + 1
     (ax, ay), (bx, by) = a.unbind(-1), b.unbind(-1)
-    flat = ay == by
-    slope = (bx - ax) / torch.where(flat, 1, by - ay)
+    level = ay == by  # of no area, but its ends may move up or down
+    rise = torch.where(level, 1, by - ay)
     y0, y1 = torch.maximum(torch.minimum(ay, top + 1), top), torch.maximum(torch.minimum(by, top + 1), top)
-    v0, v1 = right - (ax + slope * (y0 - ay)), right - (ax + slope * (y1 - ay))
+    t0, t1 = torch.where(level, 0, (y0 - ay) / rise), torch.where(level, 1, (y1 - ay) / rise)
+    v0, v1 = right - (ax + t0 * (bx - ax)), right - (ax + t1 * (bx - ax))
     near = (v1 - v0).abs() < 1e-3
     mean = (_ramp_integral(v1) - _ramp_integral(v0)) / torch.where(near, 1, v1 - v0)
     mean = torch.where(near, ((v0 + v1) / 2).clamp(0, 1), mean)
-    return torch.where(flat, 0, (y1 - y0) * mean).sum(1)
+    return ((y1 - y0) * mean).sum(1)
 
 
 def _ramp_integral(x: Tensor) -> Tensor:
