@@ -24,9 +24,9 @@ def sample(
 ) -> Iterator[tuple[Tensor, AttentionMaps | None]]:
     """DDIM, arXiv:2010.02502, with eta 0, from t = 0.98 down; after each step: z0 [1, C, h, w], and the maps.
 
-        e_hat = e_0 + scale (e_y - e_0)        CFG, scale 1 is the conditional prediction
-        z0    = (z_t - s e_hat) / a
-        z_t'  = a' z0 + s' e_hat
+    e_hat = e_0 + scale (e_y - e_0)        CFG, scale 1 is the conditional prediction
+    z0    = (z_t - s e_hat) / a
+    z_t'  = a' z0 + s' e_hat
     """
     schedule, z_t = prior.schedule, noise
     text = Text.cat(prompts.empty, prompts.target)

@@ -39,6 +39,7 @@ MAX_SHAPES = 5_000  # drawn
 MAX_CURVES = 100_000  # and path commands, of all drawn shapes
 MAX_SIDE = 16_384  # pixels, of the page
 MAX_NUMBER = 1e9
+MAX_VALUE = 100_000  # characters of an attribute; 50 times that of a path's
 MAX_TEXT = 1_000_000  # characters of style sheets and of the recipe, and how often rules may apply
 
 Colour = tuple[float, float, float, float]  # red, green, blue, opacity, 0..1
@@ -272,8 +273,11 @@ def _scan(data: bytes, name: str) -> _Tree:
         data.decode("utf-8")
     except UnicodeDecodeError:
         raise InputRefused(f"{name} is not UTF-8 text: save it as plain SVG in UTF-8.") from None
+    too_many = InputRefused(
+        f"{name} has more than {MAX_ELEMENTS:,} elements or {MAX_ATTRIBUTES:,} attributes: simplify it."
+    )
     if data.count(b"=") > 2 * MAX_ATTRIBUTES:  # a single tag with millions of them would keep expat busy
-        raise InputRefused(f"{name} has more than {MAX_ATTRIBUTES:,} attributes: simplify it.")
+        raise too_many
 
     tree = _Tree([], {}, [], [])
     elements = tree.elements
@@ -291,8 +295,7 @@ def _scan(data: bytes, name: str) -> _Tree:
         nonlocal cut_at, attributes_seen
         attributes_seen += len(attributes)
         if len(elements) == MAX_ELEMENTS or attributes_seen > MAX_ATTRIBUTES:
-            what = f"{MAX_ELEMENTS:,} elements" if len(elements) == MAX_ELEMENTS else f"{MAX_ATTRIBUTES:,} attributes"
-            raise InputRefused(f"{name} has more than {what}: simplify it.")
+            raise too_many
         if len(opened) == MAX_DEPTH:
             raise InputRefused(f"{name} has elements more than {MAX_DEPTH} deep in each other: flatten its groups.")
         scope = scopes[-1]
@@ -335,6 +338,11 @@ def _scan(data: bytes, name: str) -> _Tree:
         handlers = False
         for key, value in element.attributes.items():
             prefix, _, local = key.rpartition(":")
+            if len(value) > MAX_VALUE and local not in ("href", "src"):
+                most = 50 * MAX_VALUE if key in ("d", "points") else MAX_VALUE
+                if len(value) > most:
+                    what = f"{printable(key, 40)} of more than {most:,} characters in <{printable(element.tag, 40)}>"
+                    raise InputRefused(f"{name} has a {what}: simplify it.")
             if prefix in ("", "xml") and local == "base":
                 raise InputRefused(f"{name} has an xml:base: take it out, references must stay inside the file.")
             if local in ("href", "src"):
@@ -383,7 +391,9 @@ def _scan(data: bytes, name: str) -> _Tree:
         nonlocal text_seen
         text_seen += len(more)
         if text_seen > MAX_TEXT:
-            raise InputRefused(f"{name} has style sheets of more than {MAX_TEXT:,} characters: simplify it.")
+            raise InputRefused(
+                f"{name} has style sheets or a recipe of more than {MAX_TEXT:,} characters: simplify it."
+            )
         elements[opened[-1]].text += more
 
     def instruction(target: str, _: str) -> None:
@@ -559,6 +569,8 @@ class _Sheet:
                     if tag:
                         self.tags.add(tag)
                     count += 1
+                    if count > 10_000:
+                        raise InputRefused(f"{name} has more than 10,000 style rules: simplify it.")
 
     def _blocks(self, text: str) -> Iterator[tuple[str, str]]:
         """(selector, body) of every rule; other blocks are skipped."""

@@ -33,7 +33,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Augment:
-    """Views of the page that the model sees, DiffSketcher's augmentations: a random crop, and a random perspective, with
+    """Views of the page that the model sees, DiffSketcher's augmentations: a random crop and a random perspective, with
     the page's own colour beyond its edge (theirs is black on a white page)."""
 
     views: int = 2  # a step; 0: the page itself, once
@@ -55,7 +55,7 @@ class Page:
     def __init__(
         self,
         topology: Topology,
-        points: Tensor,  # [P, 2] pixels
+        points: Tensor,  # [P, 2] pixels; with `index`, [U, 2]
         widths: Tensor,  # [N, 2] pixels
         colours: Tensor,  # [N, 4] RGBA in 0..1
         background: Tensor,  # [3] in 0..1
@@ -71,9 +71,11 @@ class Page:
         source: Tensor | None = None,  # [1, 3, H, W], the page before an edit; None: nothing to compare with
         mask: Tensor | None = None,  # [1, 1, h, w], where a person allows change
         widest: float = math.inf,  # pixels
+        index: Tensor | None = None,  # [P] long: the topology's points are points[index]; None: they are `points`
         tend: Callable[[Page], None] | None = None,  # called every tenth of the run, but for the last third
     ) -> None:
         self.topology, self.size, self.prior = topology, size, prior
+        self._gather = index  # a fill and the stroke around it share their points
         self.points = points.clone().requires_grad_()
         self.widths = widths.clone().requires_grad_()
         self.colours = colours[:, :3].clone().requires_grad_()
@@ -89,6 +91,8 @@ class Page:
             torch.from_numpy(topology.contour_points[1:] - topology.contour_points[:-1]).long()
         )
         self._shape_of_point = shape_of.long()
+        if index is not None:
+            self._shape_of_point = torch.zeros(len(points), dtype=torch.long).index_put((index,), shape_of.long())
         self.free = torch.ones(len(topology), dtype=torch.bool) if free is None else free
         scale = size[1] / 224
         groups = [
@@ -109,7 +113,7 @@ class Page:
         scale = 1.0 if size is None else size[1] / self.size[1]
         return Drawing(
             self.topology,
-            (self.points * scale)[None],
+            ((self.points if self._gather is None else self.points[self._gather]) * scale)[None],
             (self.widths * scale)[None],
             torch.cat([self.colours, self.opacity[:, None]], dim=1)[None],
             self.background[None],

@@ -28,7 +28,7 @@ from sdsedit.guidance import configured
 from sdsedit.guidance.base import Prompts
 from sdsedit.guidance.sample import mean_maps, sample
 from sdsedit.prior.base import Prior
-from sdsedit.render.strokes import NONZERO, STROKE, Topology, render
+from sdsedit.render.strokes import NONZERO, STROKE, Drawing, Topology, render
 from sdsedit.representations.sketch import Augment, Page, Rates, Term, ink
 from sdsedit.sketch.start import blur, directions, first_strokes, probabilities, start_points, xdog
 from sdsedit.sketch.terms import clip_terms, own_terms
@@ -97,12 +97,12 @@ class SketchResult:
 
     def picture(self, side: int = 512) -> Tensor:  # [1, 3, H, W] in 0..1
         height, width = self.size
-        page = _Shapes(self.topology, self.points, self.widths, self.colours, self.background)
+        page = Shapes(self.topology, self.points, self.widths, self.colours, self.background)
         return page.picture((height, width), (round(side * height / width), side))
 
 
 @dataclass(frozen=True)
-class _Shapes:
+class Shapes:
     """The numbers of a drawing, without a batch."""
 
     topology: Topology
@@ -112,27 +112,31 @@ class _Shapes:
     background: Tensor
 
     def picture(self, size: tuple[int, int], at: tuple[int, int] | None = None) -> Tensor:
-        from sdsedit.render.strokes import Drawing
-
         at = at or size
         scale = at[1] / size[1]
         with torch.no_grad():
             batch = (self.points * scale)[None], (self.widths * scale)[None], self.colours[None], self.background[None]
             return render(Drawing(self.topology, *batch), *at).clamp(0, 1)
 
-    def keep(self, rows: list[int]) -> _Shapes:
+    def drawing(self) -> Drawing:
+        return Drawing(self.topology, self.points[None], self.widths[None], self.colours[None], self.background[None])
+
+    def spans(self) -> list[tuple[int, int]]:
+        """[N], where each shape's points begin and end."""
+        first, contour, spans = self.topology.contour_points, 0, []
+        for shape in self.topology.contours:
+            spans.append((int(first[contour]), int(first[contour + len(shape)])))
+            contour += len(shape)
+        return spans
+
+    def keep(self, rows: list[int]) -> Shapes:
         """Only these shapes, in this order."""
-        t = self.topology
-        first = t.contour_points
-        contour_of, spans = 0, []
-        for shape in t.contours:
-            spans.append((int(first[contour_of]), int(first[contour_of + len(shape)])))
-            contour_of += len(shape)
+        t, spans = self.topology, self.spans()
         index = [k for row in rows for k in range(*spans[row])]
         topology = Topology(
             tuple(t.kinds[r] for r in rows), tuple(t.contours[r] for r in rows), tuple(t.round_caps[r] for r in rows)
         )
-        return _Shapes(topology, self.points[index], self.widths[rows], self.colours[rows], self.background)
+        return Shapes(topology, self.points[index], self.widths[rows], self.colours[rows], self.background)
 
 
 OnSketchStep = Callable[[SketchStep], "bool | None"]
@@ -171,7 +175,7 @@ def sketch(
     run = distill(page, prior, prompts, method, config.steps, config.seed, report, anneal=0.5)
     with torch.no_grad():
         rgba = torch.cat([page.colours, page.opacity[:, None]], dim=1).detach()
-        drawn = _Shapes(page.topology, page.points.detach(), page.widths.detach(), rgba, page.background.detach())
+        drawn = Shapes(page.topology, page.points.detach(), page.widths.detach(), rgba, page.background.detach())
         tidy, groups = _tidy(drawn, guide, words, places, size, config)
     return SketchResult(
         *(tidy.topology, tidy.points, tidy.widths, tidy.colours, tidy.background),
@@ -206,9 +210,7 @@ def check_sketch(prompt: str, config: SketchConfig) -> None:
         raise InputRefused(f"style is {config.style!r}; it must be one of {', '.join(STYLES)}.")
 
 
-def _prompts(
-    prior: Prior, prompt: str, config: SketchConfig, notes: list[str]
-) -> tuple[str, tuple[str, ...], Prompts]:
+def _prompts(prior: Prior, prompt: str, config: SketchConfig, notes: list[str]) -> tuple[str, tuple[str, ...], Prompts]:
     """How the model is asked, the word of each token that is looked for, and the encoded prompts."""
     content = changed_words(prior.tokenize, None, prompt)
     things = [word for word in content.text if word.lower() not in MODIFIERS | NUMBERS]
@@ -266,7 +268,7 @@ def _union(places: Tensor) -> Tensor:
 
 def _start(
     guide: Tensor, attention: Tensor, config: SketchConfig, generator: torch.Generator, prior: Prior
-) -> tuple[_Shapes, Callable[[Page], None] | None]:
+) -> tuple[Shapes, Callable[[Page], None] | None]:
     """The first shapes, and what renews the dead ones."""
     height, width = guide.shape[-2:]
     where = torch.ones_like(attention) if config.background else attention
@@ -275,7 +277,7 @@ def _start(
         rings, colours = trace(guide, None if config.background else where, paper, config.strokes)
         topology = Topology((NONZERO,) * len(rings), tuple(((len(r) // 3, True),) for r in rings), (True,) * len(rings))
         points = torch.cat(rings) if rings else guide.new_zeros(0, 2)
-        return _Shapes(topology, points, guide.new_zeros(len(rings), 2), colours, paper), None
+        return Shapes(topology, points, guide.new_zeros(len(rings), 2), colours, paper), None
     edges = xdog(guide)[0, 0]
     p = probabilities(where, blur(edges[None, None], 0.7)[0, 0])
     along = directions(guide)
@@ -287,7 +289,7 @@ def _start(
     colours = _colours_at(guide, points, config)
     topology = Topology((STROKE,) * config.strokes, (((1, False),),) * config.strokes, (True,) * config.strokes)
     tend = partial(_renew, guide=guide, where=where, along=along, config=config, generator=generator, stroke=stroke)
-    return _Shapes(topology, first.flatten(0, 1), widths, colours, guide.new_ones(3)), tend
+    return Shapes(topology, first.flatten(0, 1), widths, colours, guide.new_ones(3)), tend
 
 
 def _length(config: SketchConfig, width: int) -> float:
@@ -370,14 +372,11 @@ def _terms(
 
 
 def _tidy(
-    drawn: _Shapes, guide: Tensor, words: tuple[str, ...], places: Tensor, size: tuple[int, int], config: SketchConfig
-) -> tuple[_Shapes, tuple[str, ...]]:
+    drawn: Shapes, guide: Tensor, words: tuple[str, ...], places: Tensor, size: tuple[int, int], config: SketchConfig
+) -> tuple[Shapes, tuple[str, ...]]:
     """Only shapes that matter, grouped by word: those that hardly show go, then those without which the page is as
     like the guide as with them, then doubles; strokes of one word come together where that changes nothing."""
-    from sdsedit.render.strokes import Drawing
-
-    batch = (drawn.points[None], drawn.widths[None], drawn.colours[None], drawn.background[None])
-    shown = ink(Drawing(drawn.topology, *batch), places)  # [K + 1, N]
+    shown = ink(drawn.drawing(), places)  # [K + 1, N]
     rows = [row for row in range(len(drawn.topology)) if float(shown[-1, row]) >= 1.0]
     rows = _without_strays(drawn, rows, guide, size)
     rows = _without_doubles(drawn, rows)
@@ -395,7 +394,7 @@ def _tidy(
     return sorted_, tuple(group[row] for row in together)
 
 
-def _without_strays(drawn: _Shapes, rows: list[int], guide: Tensor, size: tuple[int, int]) -> list[int]:
+def _without_strays(drawn: Shapes, rows: list[int], guide: Tensor, size: tuple[int, int]) -> list[int]:
     """Take away, from the last to the first, every shape whose absence brings the blurred page nearer to the guide."""
     wanted = blur(guide, 1.0)
 
@@ -413,7 +412,7 @@ def _without_strays(drawn: _Shapes, rows: list[int], guide: Tensor, size: tuple[
     return rows
 
 
-def _without_doubles(drawn: _Shapes, rows: list[int]) -> list[int]:
+def _without_doubles(drawn: Shapes, rows: list[int]) -> list[int]:
     """Strokes of one curve that lie on each other (mean distance of control points under 0.7 pixels) are one."""
     if any(drawn.topology.kinds[row] != STROKE or drawn.topology.contours[row] != ((1, False),) for row in rows):
         return rows

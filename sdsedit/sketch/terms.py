@@ -58,7 +58,7 @@ def clip_terms(guide: Tensor, prompt: str, folder: str | Path = CLIP) -> dict[st
         return None
     model = model.eval().requires_grad_(False).to(guide.device)
     side = model.config.vision_config.image_size
-    mean = guide.new_tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)  # CLIP's own, of its training pictures
+    mean = guide.new_tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)  # CLIP's own
     deviation = guide.new_tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
 
     def see(image: Tensor):
@@ -66,7 +66,8 @@ def clip_terms(guide: Tensor, prompt: str, folder: str | Path = CLIP) -> dict[st
         return model.vision_model((x - mean) / deviation, output_hidden_states=True)
 
     with torch.no_grad():
-        wanted = [see(guide).hidden_states[k] for k in _CLIP_LAYERS if k <= model.config.vision_config.num_hidden_layers]
+        depth = model.config.vision_config.num_hidden_layers
+        wanted = [see(guide).hidden_states[k] for k in _CLIP_LAYERS if k <= depth]
         words = tokenizer([prompt], return_tensors="pt", truncation=True).to(guide.device)
         said = model.text_projection(model.text_model(**words).pooler_output)
 

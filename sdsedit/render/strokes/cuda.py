@@ -1,7 +1,7 @@
 """The stroke renderer on a GPU, in Triton: what reference.py computes, in float32, with gradients by hand.
 
-One program draws one tile of 16 x 16 pixels of one picture. Torch first cuts the curves into chords and gives every tile
-its chords, in paint order:
+One program draws one tile of 16 x 16 pixels of one picture. Torch first cuts the curves into chords and gives every
+tile its chords, in paint order:
 
     row      what a kernel knows of one chord: ends and half-widths (ax, ay, ra, bx, by, rb), red, green, blue, opacity
     entry    one row in one tile; `slot` is the same pair counted row by row instead of tile by tile
@@ -15,8 +15,8 @@ times its coverage and T_i = prod over j > i of (1 - alpha_j), what lies over sh
 
     d loss / d alpha_i = T_i  G . (colour_i - out_{i-1})
 
-The first walk paints and keeps the dot product (one number a pixel and run, not the three of out_{i-1}); the second goes
-from the top down and knows T_i. So nothing is divided by 1 - alpha, and an opaque shape is nothing special.
+The first walk paints and keeps the dot product (one number a pixel and run, not the three of out_{i-1}); the second
+goes from the top down and knows T_i. So nothing is divided by 1 - alpha, and an opaque shape is nothing special.
 
 Every entry has its own slot of ten numbers for the sums over its pixels, and the slots of a row are then added in their
 order: no atomics, the same bits every time. The host waits for the device three times, for numbers that say how much
@@ -47,7 +47,7 @@ from sdsedit.render.strokes.reference import SHORT
 
 SIDE = 16  # of a tile, pixels
 COLUMNS = 10  # of a row and of a slot
-WARPS = 4
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}  # said aloud: Triton's own choice differs between versions
 
 TILE = tl.constexpr(SIDE)
 PIXELS = tl.constexpr(SIDE * SIDE)
@@ -217,7 +217,7 @@ class _Paint(torch.autograd.Function):
         with torch.cuda.device_of(rows):
             _forward[(batch * tiles_x * tiles_y,)](
                 rows, bends, segments.kind, lists.entries, lists.runs, lists.tile_runs, background, picture,
-                count, height, width, tiles_x, tiles_y, num_warps=WARPS,
+                count, height, width, tiles_x, tiles_y, **OPTIONS,
             )  # fmt: skip
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(rows, bends, background)
@@ -238,9 +238,9 @@ class _Paint(torch.autograd.Function):
             _backward[(batch * tiles_x * tiles_y,)](
                 rows, bends, segments.kind, lists.entries, lists.runs, lists.tile_runs, background, grad.contiguous(),
                 lists.slots, above, slots, tile_background,
-                count, grad.shape[2], grad.shape[3], tiles_x, tiles_y, num_warps=WARPS,
+                count, grad.shape[2], grad.shape[3], tiles_x, tiles_y, **OPTIONS,
             )  # fmt: skip
-            _sum_slots[(batch * count,)](slots, lists.row_slots, grad_rows, num_warps=1)
+            _sum_slots[(batch * count,)](slots, lists.row_slots, grad_rows, **OPTIONS)
         return grad_rows, tile_background.sum(1), None, None, None
 
 
@@ -249,8 +249,8 @@ class _Paint(torch.autograd.Function):
 
 @triton.jit
 def _chord(rows, bends, row, kind, px, py):
-    """One chord as the pixels see it: its ends (six numbers), and [PIXELS] each: the place on it that is nearest, before
-    it is clamped, after, and where q lies; p - q; |p - q|; r; e; the factor of the butt caps."""
+    """One chord as the pixels see it: its ends (six numbers), and [PIXELS] each: the place on it that is nearest,
+    before it is clamped, after, and where q lies; p - q; |p - q|; r; e; the factor of the butt caps."""
     at = rows + row.to(tl.int64) * ROW
     ax, ay, ra = tl.load(at), tl.load(at + 1), tl.load(at + 2)
     bx, by, rb = tl.load(at + 3), tl.load(at + 4), tl.load(at + 5)
