@@ -254,6 +254,8 @@ _TAG_REST = re.compile(rb"""[^"'>]*(?:(?:"[^"]*"|'[^']*')[^"'>]*)*>""")
 _ATTRIBUTE = re.compile(rb"""\s*([^\s=/>"']+)\s*=\s*("[^"]*"|'[^']*')""")
 _RASTER = re.compile(r"data:image/(?:png|jpeg|jpg|gif|webp)[;,]", re.IGNORECASE)
 _CSS_ESCAPE = re.compile(r"\\(?:([0-9a-fA-F]{1,6})\s?|([\s\S]))")
+_UTF_8 = re.compile("utf-?8|(?:us-)?ascii", re.IGNORECASE)
+_ASCII_LIKE = re.compile(rf"{_UTF_8.pattern}|iso-8859-\d+|latin-?1|windows-125\d", re.IGNORECASE)
 _CSS_OUTSIDE = re.compile(
     r"url\(\s*(?:[\"']\s*)?[^#\s\"')]|@import|javascript:|expression\s*\(|behavior\s*:|-moz-binding|"
     r"\b(?:image-set|image|src|cross-fade|element)\s*\(",
@@ -343,7 +345,7 @@ def _scan(data: bytes, name: str) -> _Tree:
                 if len(value) > most:
                     what = f"{printable(key, 40)} of more than {most:,} characters in <{printable(element.tag, 40)}>"
                     raise InputRefused(f"{name} has a {what}: simplify it.")
-            if prefix in ("", "xml") and local == "base":
+            if key == "xml:base":
                 raise InputRefused(f"{name} has an xml:base: take it out, references must stay inside the file.")
             if local in ("href", "src"):
                 value = value.strip()
@@ -383,7 +385,8 @@ def _scan(data: bytes, name: str) -> _Tree:
         parser.CharacterDataHandler = None
         if cut_at == len(opened) + 1:
             cut_at = 0
-            unsafe(element.start, element.end, f"<{printable(tag, 40)}>")
+            local = tag.rpartition(":")[2].lower()
+            unsafe(element.start, element.end, f"<{local}>" if _UNSAFE.fullmatch(local) else "HTML or animated links")
         elif element.name == "style":
             check_css(element.text)
 
@@ -401,7 +404,8 @@ def _scan(data: bytes, name: str) -> _Tree:
             raise InputRefused(f"{name} refers to a style sheet outside itself, which is never opened: take it out.")
 
     def declaration(_version: str, encoding: str | None, _standalone: int) -> None:
-        if (encoding or "utf-8").lower() not in ("utf-8", "utf8", "us-ascii", "ascii") and not data.isascii():
+        same = _ASCII_LIKE if data.isascii() else _UTF_8
+        if encoding and not same.fullmatch(encoding):
             raise InputRefused(
                 f"{name} says that it is {printable(encoding or '', 40)}: save it as plain SVG in UTF-8."
             )
@@ -1022,6 +1026,7 @@ class _Page:
         self.curves = 0
         self.shared = {element.href for element in tree.elements if element.name == "use" and element.href}
         self.gradients: dict[int, Colour | None] = {}
+        self.unknown_colour = ""
         self.width, self.height, self.view_box = self._size()
 
     def _refuse(self, index: int, what: object) -> InputRefused:
@@ -1075,6 +1080,8 @@ class _Page:
         self._visit(0, _INITIAL, matrix, 1.0, self.view_box[2:], 0, None)
         if self.sheet.ignored:
             self.notes["Style rules of other kinds than for a tag, a class or an id are not applied."] = None
+        if self.unknown_colour:
+            self.notes[f"Colours that are not understood, such as {self.unknown_colour}, are not applied."] = None
         if not self.shapes:
             only = " and ".join(sorted(self.undrawn))
             what = f"holds only {only}, which cannot be edited: turn" if only else "has no shapes that are drawn: turn"
@@ -1185,7 +1192,7 @@ class _Page:
                 value = above[name] if word == "unset" and name in _INHERITED else _INITIAL[name]
             elif name in ("fill", "stroke", "color", "stop-color"):
                 if not word.startswith("url(") and word not in ("none", "currentcolor") and _colour(value) is None:
-                    self.notes[f"The colour {printable(value, 40)} is not understood and not applied."] = None
+                    self.unknown_colour = self.unknown_colour or printable(value, 40)
                     continue
             elif name in _UNDRAWN and word not in ("none", "normal", "0", _INITIAL[name]):
                 self.notes[f"{_UNDRAWN[name]} in the file are kept but not drawn."] = None

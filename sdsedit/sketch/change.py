@@ -52,7 +52,7 @@ class SvgConfig:
 
     edit: EditConfig = field(
         default_factory=EditConfig
-    )  # of the look at the drawing as a picture; its seed is the seed of all
+    )  # of the look; its seed is the seed of all
     share: float = 0.5  # 0 .. 1: of a shape's visible ink inside the mask, from which on it may change
     added: int = 24  # new shapes at most, 0 .. 512
     steps: int = 60  # of the optimisation of shapes, 1 .. 10000
@@ -292,9 +292,9 @@ def _new_shapes(
     """What the edited picture has and the drawing has not, as areas, or as strokes if the drawing is all strokes."""
     page = shapes.picture(size) if len(shapes.topology) else torch.ones_like(wanted)
     different = (blur(page, 0.7) - blur(wanted, 0.7)).abs().amax(1, keepdim=True) * where
-    place = ((different - 0.08) / 0.1).clamp(0, 1)
+    place = ((different - 0.15) / 0.1).clamp(0, 1)  # less is the autoencoder's own error
     empty = Shapes(Topology((), (), ()), torch.zeros(0, 2), torch.zeros(0, 2), torch.zeros(0, 4), torch.ones(3))
-    if not count or place.sum() < 6:
+    if not count or place.sum() < 12:
         return empty
     if all(shape.fill is None for shape in document.shapes):
         edges = xdog(wanted)
@@ -306,9 +306,9 @@ def _new_shapes(
         topology = Topology((STROKE,) * count, (((1, False),),) * count, (True,) * count)
         widths, colours = width.expand(count, 2).clone(), colour.expand(count, 4).clone()
         return Shapes(topology, first.flatten(0, 1), widths, colours, torch.ones(3))
-    # Areas are traced whole, so that a crown is one gold shape and not the rim by which it differs.
+    # Areas are traced as far as the mask goes, so that a gold crown on an orange cat is a whole one.
     near = F.max_pool2d(place, 5, stride=1, padding=2)[0, 0]
-    rings, colours = trace(wanted, near, torch.full((3,), -1.0), count)
+    rings, colours = trace(wanted, near, torch.full((3,), -1.0), count, least=10.0, clip=where[0, 0])
     if not rings:
         return empty
     topology = Topology((NONZERO,) * len(rings), tuple(((len(r) // 3, True),) for r in rings), (True,) * len(rings))

@@ -16,6 +16,7 @@ def trace(
     paper: Tensor,  # [3], areas of this colour are left out
     count: int,  # areas at most, the largest ones
     least: float = 6.0,  # pixels, area under which none is traced
+    clip: Tensor | None = None,  # [H, W] in 0..1, areas end at its edge; None: at the picture's
 ) -> tuple[list[Tensor], Tensor]:  # closed rings of cubics [3 n, 2] in pixels, the largest first; colours [N, 4]
     """Colours by k-means, areas by connected components, outlines by border following, curves by Catmull-Rom splines.
 
@@ -36,11 +37,14 @@ def trace(
     inside = None
     if where is not None:
         inside = cv2.resize(where.cpu().numpy(), (width * _FINE, height * _FINE), interpolation=cv2.INTER_LINEAR)
+    allowed = np.ones(large.shape[:2], bool)
+    if clip is not None:
+        allowed = cv2.resize(clip.cpu().numpy(), (width * _FINE, height * _FINE), interpolation=cv2.INTER_LINEAR) > 0.5
     found: list[tuple[float, np.ndarray, np.ndarray]] = []
     for k, centre in enumerate(centres):
         if np.abs(centre / 255 - paper.cpu().numpy()).max() < 0.12:
             continue
-        mask = (labels == k).astype(np.uint8)
+        mask = ((labels == k) & allowed).astype(np.uint8)
         mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
         number, components, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
         for c in range(1, number):

@@ -78,7 +78,7 @@ def ring(*corners: tuple[float, float]) -> Tensor:
 
 
 def constant(*widths: float | tuple[float, float]) -> Tensor:
-    return torch.tensor([w if isinstance(w, tuple) else (w, w) for w in widths])[None]
+    return torch.tensor([w if isinstance(w, tuple) else (w, w) for w in widths], dtype=torch.float32)[None]
 
 
 def strokes_scene() -> Scene:

@@ -628,6 +628,14 @@ def _paint(plan, start, stop, tiles_y, tiles_x, inks, paper, picture):
     who, out = np.empty((SIDE, SIDE), np.int32), np.empty((3, SIDE, SIDE), np.float32)
     for tile in range(start, stop):
         b, ty, tx = tile // (tiles_y * tiles_x), tile // tiles_x % tiles_y, tile % tiles_x
+        high, wide = min(SIDE, picture.shape[2] - SIDE * ty), min(SIDE, picture.shape[3] - SIDE * tx)
+        part = picture[b, :, SIDE * ty : SIDE * ty + high, SIDE * tx : SIDE * tx + wide]
+        if plan.tile_runs[tile] == plan.tile_runs[tile + 1]:
+            for channel in range(3):
+                for j in range(high):
+                    for i in range(wide):
+                        part[channel, j, i] = paper[b, channel]
+            continue
         for channel in range(3):
             for j in range(SIDE):
                 for i in range(SIDE):
@@ -642,9 +650,9 @@ def _paint(plan, start, stop, tiles_y, tiles_x, inks, paper, picture):
                     for i in range(SIDE):
                         out[channel, j, i] += opacity * c[j, i] * (colour - out[channel, j, i])
         for channel in range(3):
-            for j in range(min(SIDE, picture.shape[2] - SIDE * ty)):
-                for i in range(min(SIDE, picture.shape[3] - SIDE * tx)):
-                    picture[b, channel, SIDE * ty + j, SIDE * tx + i] = out[channel, j, i]
+            for j in range(high):
+                for i in range(wide):
+                    part[channel, j, i] = out[channel, j, i]
 
 
 @_compiled(fastmath=True)
@@ -661,15 +669,25 @@ def _unpaint(plan, start, stop, tiles_y, tiles_x, inks, paper, grad, of_entries,
     for tile in range(start, stop):
         b, ty, tx = tile // (tiles_y * tiles_x), tile // tiles_x % tiles_y, tile % tiles_x
         x, y = np.float64(SIDE * tx), np.float64(SIDE * ty)
+        high, wide = min(SIDE, grad.shape[2] - SIDE * ty), min(SIDE, grad.shape[3] - SIDE * tx)
+        part = grad[b, :, SIDE * ty : SIDE * ty + high, SIDE * tx : SIDE * tx + wide]
+        first, last = plan.tile_runs[tile], plan.tile_runs[tile + 1]
+        if first == last:
+            for channel in range(3):
+                total = ZERO
+                for j in range(high):
+                    for i in range(wide):
+                        total += part[channel, j, i]
+                of_tiles[tile, channel] = total
+            continue
         for channel in range(3):
             for j in range(SIDE):
                 for i in range(SIDE):
                     out[channel, j, i] = paper[b, channel]
                     g[channel, j, i] = ZERO
-            for j in range(min(SIDE, grad.shape[2] - SIDE * ty)):
-                for i in range(min(SIDE, grad.shape[3] - SIDE * tx)):
-                    g[channel, j, i] = grad[b, channel, SIDE * ty + j, SIDE * tx + i]
-        first, last = plan.tile_runs[tile], plan.tile_runs[tile + 1]
+            for j in range(high):
+                for i in range(wide):
+                    g[channel, j, i] = part[channel, j, i]
         for run in range(first, last):
             c, dot = covers[run - first], dots[run - first]
             j0, j1 = _cover(plan, run, x, y, scratch, c, whose[run - first])
