@@ -1,8 +1,9 @@
 """What is written: recipes that repeat an edit, and files that are either whole or not there at all.
 
 The recipe is a JSON object, schema 1: the prompts, every setting, the model and its revision, versions, device, SHA-256
-of the input and the mask, what was normalised, timings, and how the run ended. It lies beside the output (OUT.json) and
-inside it (PNG international text, key "sdsedit"). Files are named without folders.
+of the input and the mask, what was normalised, and how the run ended. A picture's lies beside the output (OUT.json) and
+inside it (PNG international text, key "sdsedit") and has timings. A drawing's lies in the SVG's <metadata> alone, and
+has none: the same drawing again is the same file, byte for byte. Files are named without folders.
 """
 
 from __future__ import annotations
@@ -31,10 +32,16 @@ if TYPE_CHECKING:
 
     from sdsedit.edit import Edit, EditConfig, EditResult
     from sdsedit.io.images import Mask, Picture
+    from sdsedit.io.svg import SvgDocument
+    from sdsedit.sketch.change import SvgConfig, SvgResult
+    from sdsedit.sketch.draw import SketchConfig, SketchResult
 
 SCHEMA = 1
-_PACKAGES = ("torch", "diffusers", "transformers", "tokenizers", "safetensors", "numpy", "pillow")
+ANIMATIONS = (".gif", ".mp4", ".svg")
+_PACKAGES = ("torch", "diffusers", "transformers", "tokenizers", "safetensors", "numpy", "numba", "pillow")
 _SMALL_FILE = 64 * 2**20
+# Bytes that an output may need for each of its pixels; by-products that are pictures need 3.
+_BYTES = {"image": 4, "mask": 1, "drawing": 10, "animation": 10, "recipe": 0}
 
 
 def output_names(output: Path, mask: bool, heatmap: bool, sidecar: bool) -> dict[str, Path]:
@@ -55,40 +62,64 @@ def output_names(output: Path, mask: bool, heatmap: bool, sidecar: bool) -> dict
     return names
 
 
-def check_outputs(names: Mapping[str, Path], inputs: Sequence[Path], overwrite: bool, pixels: int) -> None:
-    """Find out before a long run whether its results can be written; makes the output folder if it is missing.
+def drawing_names(output: Path, pictures: Sequence[str], animation: Path | None = None) -> dict[str, Path]:
+    """What a run that makes a drawing writes: the SVG, which carries its recipe, then OUT.png for "png" and
+    OUT.guide.png for "guide" of `pictures`, then the animation.
 
-    inputs: files that are read. The output picture may be one of them only with `overwrite`, other outputs never.
-    pixels: of the picture, for the room that it may take on the disk.
-    InputRefused: an output is there already, is a folder, or is an input; the folder takes no files; the disk is full.
+    InputRefused: `output` is not the name of an SVG file, `animation` of none of ANIMATIONS, or is another output.
     """
+    if output.suffix.lower() != ".svg":
+        raise InputRefused(f"{printable(output.name, 100)} must end in .svg: the output is a drawing, and an SVG file.")
+    names = {"drawing": output}
+    for what in pictures:
+        names[what] = output.with_name(f"{output.stem}.png" if what == "png" else f"{output.stem}.{what}.png")
+    if animation is not None:
+        name = printable(animation.name, 100)
+        if animation.suffix.lower() not in ANIMATIONS:
+            raise InputRefused(f"The animation {name} must end in {', '.join(ANIMATIONS[:-1])} or {ANIMATIONS[-1]}.")
+        if any(animation.resolve() == path.resolve() for path in names.values()):
+            raise InputRefused(f"The animation would be written over {name}: give it another name.")
+        names["animation"] = animation
+    return names
+
+
+def check_outputs(names: Mapping[str, Path], inputs: Sequence[Path], overwrite: bool, pixels: int) -> None:
+    """Find out before a long run whether its results can be written; makes the output folders if they are missing.
+
+    names: as `output_names` and `drawing_names` give them, the result itself first.
+    inputs: files that are read. The result may be one of them only with `overwrite`, other outputs never.
+    pixels: of the picture, for the room that it may take on the disk.
+    InputRefused: an output is there already, is a folder, or is an input; a folder takes no files; the disk is full.
+    """
+    result = next(iter(names))
     for what, path in names.items():
         name = printable(path.name, 100)
         if path.is_dir():
-            raise InputRefused(f"{name} is a folder: give the name of a PNG file.")
+            raise InputRefused(f"{name} is a folder: give the name of a {path.suffix[1:].upper() or 'PNG'} file.")
         same = any(path.exists() and other.exists() and path.samefile(other) for other in inputs)
-        if same and (what != "image" or not overwrite):
-            allowed = "; add --overwrite if that is meant" if what == "image" else ""
+        if same and (what != result or not overwrite):
+            allowed = "; add --overwrite if that is meant" if what == result else ""
             raise InputRefused(f"{name} is an input and would be written over: give another output name{allowed}.")
         if path.exists() and not overwrite:
             raise InputRefused(f"{name} is there already: give another output name, or add --overwrite.")
-    folder = names["image"].parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = _temporary(folder / "probe")
-        with open(probe, "xb"):
-            pass
-        probe.unlink()
-    except OSError as error:
-        raise InputRefused(
-            f"The output folder {printable(folder.resolve().name, 100)} cannot be written to ({error.strerror})."
-        ) from None
-    needed = 2**16 + pixels * (4 + 1 * ("mask" in names) + 3 * ("heatmap" in names))
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise InputRefused(
-            f"The disk of the output folder has {free / 2**20:.1f} MiB left; {needed / 2**20:.1f} MiB may be needed."
-        )
+    needed = 2**16 + pixels * sum(_BYTES.get(what, 3) for what in names)
+    for folder in dict.fromkeys(path.parent for path in names.values()):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = _temporary(folder / "probe")
+            with open(probe, "xb"):
+                pass
+            probe.unlink()
+        except OSError as error:
+            raise InputRefused(
+                f"The output folder {printable(folder.resolve().name, 100)} cannot be written to ({error.strerror})."
+            ) from None
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise InputRefused(
+                f"The disk of the output folder has {free / 2**20:.1f} MiB left; "
+                f"{needed / 2**20:.1f} MiB may be needed."
+            )
 
 
 def write_all(files: Sequence[tuple[Path, bytes]]) -> None:
@@ -175,13 +206,7 @@ def image_request(recipe: Mapping[str, Any], mask: Tensor | None) -> tuple[Edit,
     if not isinstance(name, str) or name not in METHODS:
         known = ", ".join(METHODS)
         raise InputRefused(f"The recipe's method is {printable(str(name), 40)}: it must be one of {known}.")
-    defaults = {each.name: each.default for each in fields(METHODS[name])}
-    for key, value in settings.items():
-        if key not in defaults:
-            raise InputRefused(f"The recipe gives {name} a setting that it does not have: {printable(str(key), 40)}.")
-        wanted = str if isinstance(defaults[key], str) else int if isinstance(defaults[key], int) else (int, float)
-        if not isinstance(value, wanted) or isinstance(value, bool):
-            raise InputRefused(f"The recipe's setting {key} of {name} is of the wrong type.")
+    settings = _settings(name, settings, METHODS[name]())
     words = _field(recipe, "words", (list, type(None)))
     if words is not None and not all(isinstance(word, str) for word in words):
         raise InputRefused("The recipe's words must be text.")
@@ -203,24 +228,120 @@ def image_request(recipe: Mapping[str, Any], mask: Tensor | None) -> tuple[Edit,
     return request, config
 
 
+def sketch_recipe(
+    prompt: str,
+    config: SketchConfig,
+    result: SketchResult,
+    model: dict[str, Any],  # id, revision, device, dtype
+) -> dict[str, Any]:
+    """What repeats a sketch, and how it went."""
+    return {
+        "schema": SCHEMA,
+        "kind": "sketch",
+        "prompt": prompt,
+        "settings": asdict(config),
+        "model": model,
+        "versions": versions(),
+        "result": {
+            "steps_done": result.steps_done,
+            "stopped": result.stopped,
+            "complete": not result.stopped,
+            "asked": result.prompt,
+            "words": list(result.words),
+            "notes": list(result.notes),
+            "kept": len(result.topology),
+            "dropped": result.dropped,
+            "shares": {name: round(share, 4) for name, share in result.shares.items() if math.isfinite(share)},
+        },
+    }
+
+
+def sketch_request(recipe: Mapping[str, Any]) -> tuple[str, SketchConfig]:
+    """The prompt and the settings in a recipe, for the same sketch again.
+
+    A recipe is somebody's file: InputRefused names the field that is missing or wrong. Ranges are checked by `sketch`.
+    """
+    from sdsedit.sketch.draw import SketchConfig
+
+    prompt = _field(recipe, "prompt", str)
+    return prompt, SketchConfig(**_settings("a sketch", _field(recipe, "settings", dict), SketchConfig()))
+
+
+def svg_recipe(
+    name: str,  # of the input, without its folder
+    sha256: str,  # of its bytes
+    request: Edit,
+    config: SvgConfig,
+    result: SvgResult,
+    model: dict[str, Any],  # id, revision, device, dtype
+) -> dict[str, Any]:
+    """What repeats the edit of a drawing, and how it went."""
+    document, look = result.document, result.look
+    return {
+        "schema": SCHEMA,
+        "kind": "svg",
+        "target": request.target,
+        "source": request.source,
+        "negative": request.negative,
+        "words": list(request.words) if request.words else None,
+        "input": {"name": name, "sha256": sha256, "size": [document.width, document.height]},
+        "normalised": list(document.notes),
+        "method": {"name": _method_name(look.method), **asdict(look.method)},  # pyright: ignore[reportArgumentType]  # all are dataclasses
+        "steps": config.edit.steps or look.method.steps,
+        "seed": config.edit.seed,
+        "feather": config.edit.feather,
+        "size": config.edit.size,
+        "refine": look.refine,
+        "shapes": {key: value for key, value in asdict(config).items() if key != "edit"},
+        "model": model,
+        "versions": versions(),
+        "result": {
+            "steps_done": result.steps_done,
+            "stopped": result.stopped,
+            "complete": not result.stopped,
+            "words": list(look.words),
+            "notes": list(result.notes),
+            "kept": result.kept,
+            "changed": len(result.changed),
+            "removed": len(result.removed),
+            "added": len(result.added),
+        },
+    }
+
+
+def svg_request(recipe: Mapping[str, Any]) -> tuple[Edit, SvgConfig]:
+    """The request and the settings in a recipe, for the same edit of a drawing again; InputRefused as image_request."""
+    from sdsedit.sketch.change import SvgConfig
+
+    request, edit = image_request(recipe, None)
+    settings = dict(_field(recipe, "shapes", dict))
+    if "edit" in settings:
+        raise InputRefused("The recipe gives shapes a setting that they do not have: edit.")
+    return request, SvgConfig(edit, **_settings("shapes", settings, SvgConfig(edit)))
+
+
 def dump(recipe: Mapping[str, Any]) -> str:
     """A recipe as JSON text in ASCII, so that no control or bidirectional character of a prompt is in it as such."""
     return json.dumps(recipe, indent=2, allow_nan=False, ensure_ascii=True)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The recipe of an output: from inside the PNG, else from the sidecar beside it (or `path` is the sidecar itself).
+    """The recipe of an output: from inside the PNG or SVG, else from the sidecar beside a picture (or `path` is it).
 
     InputRefused: no such file, no recipe, or one that this version does not read.
     """
     name = printable(path.name, 100)
     if not path.is_file():
-        raise InputRefused(f"{name} is not there: give a picture that sdsedit made.")
-    text = None
+        raise InputRefused(f"{name} is not there: give a picture or a drawing that sdsedit made.")
+    text, drawing = None, path.suffix.lower() == ".svg"
+    if drawing:
+        from sdsedit.io import svg
+
+        text = svg.read_recipe(path)
     try:
         if path.suffix.lower() == ".png":
             text = _embedded(path)
-        if text is None and path.with_suffix(".json").is_file():
+        if text is None and not drawing and path.with_suffix(".json").is_file():  # of cat.svg, cat.json says nothing
             text = path.with_suffix(".json").read_text("utf-8")
         recipe = None if text is None else json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError, OSError):
@@ -274,6 +395,19 @@ def _method_name(method: object) -> str:
     from sdsedit.guidance import METHODS
 
     return next(name for name, cls in METHODS.items() if type(method) is cls)
+
+
+def _settings(name: str, given: Mapping[str, Any], defaults: Any) -> dict[str, Any]:
+    """Settings out of a recipe that the dataclass of `defaults` has, each of the type that it has there."""
+    own = {each.name: getattr(defaults, each.name) for each in fields(defaults)}
+    for key, value in given.items():
+        if key not in own:
+            raise InputRefused(f"The recipe gives {name} a setting that it does not have: {printable(str(key), 40)}.")
+        kind = type(own[key])
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not (type(value) is kind or (kind is float and whole)):
+            raise InputRefused(f"The recipe's setting {key} of {name} is of the wrong type.")
+    return dict(given)
 
 
 def _field(recipe: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:

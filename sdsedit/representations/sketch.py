@@ -67,6 +67,7 @@ class Page:
         augment: Augment | None = None,
         distillation: float = 1.0,  # weight of the direction that the method gives
         terms: Mapping[str, tuple[float, Term]] | None = None,  # name -> (weight, term)
+        in_turn: bool = False,  # one of the terms a step, for the weight of all: as many times cheaper
         free: Tensor | None = None,  # [N] bool, the shapes that may change; None: all
         source: Tensor | None = None,  # [1, 3, H, W], the page before an edit; None: nothing to compare with
         mask: Tensor | None = None,  # [1, 1, h, w], where a person allows change
@@ -83,7 +84,7 @@ class Page:
         self.background = background.clone().requires_grad_()
         self.generator, self.steps, self.rates = generator, steps, rates
         self.augment, self.distillation, self.terms = augment, distillation, dict(terms or {})
-        self.mask, self.widest, self.tend = mask, widest, tend
+        self.in_turn, self.mask, self.widest, self.tend = in_turn, mask, widest, tend
         self.shares: dict[str, float] = {}
         self.index = 0
         self.drawing_seconds = 0.0  # in the renderer, forward and backward
@@ -142,7 +143,11 @@ class Page:
             if self.distillation > 0:
                 (g,) = torch.autograd.grad(self._z, self._leaf, direction)
                 gradients["distillation"] = (self.distillation, g)
-            for name, (weight, term) in self.terms.items():
+            terms = list(self.terms.items())
+            if self.in_turn and terms:
+                name, (_, term) = terms[self.index % len(terms)]
+                terms = [(name, (sum(weight for weight, _ in self.terms.values()), term))]
+            for name, (weight, term) in terms:
                 (g,) = torch.autograd.grad(term(self._leaf), self._leaf)
                 gradients[name] = (weight, g)
             total, weights = torch.zeros_like(self._leaf), {}

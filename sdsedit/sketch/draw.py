@@ -49,7 +49,7 @@ class SketchConfig:
     style: Style = "ink"  # ink: black strokes; colour: strokes with colours; icon: filled areas
     background: bool = False  # draw the words' surroundings too, or leave the paper white
     width: float = 1.0  # 0.1 .. 20, multiplies the strokes' width
-    steps: int = 200  # 1 .. 10000; 0 would be the start alone: see `sketch_start`
+    steps: int = 150  # 1 .. 10000
     seed: int = 0
     distillation: float = 0.5  # 0 .. 1, its share of the gradient; the rest is likeness to the guide
     method: str = "sds"  # which distillation: a name of guidance.METHODS that knows no source
@@ -162,7 +162,7 @@ def sketch(
     rates = _rates(config)
     page = Page(
         shapes.topology, shapes.points, shapes.widths, shapes.colours, shapes.background, size, prior, config.steps,
-        generator, rates, Augment(), config.distillation if config.distillation > 0 else 0.0, terms,
+        generator, rates, Augment(), config.distillation, terms, in_turn=True,
         widest=4 * float(shapes.widths.max()) if len(shapes.topology) else 1.0, tend=tend,
     )  # fmt: skip
     shares: list[dict[str, float]] = []
@@ -185,7 +185,7 @@ def sketch(
         attention=attention[None, None],
         words=tuple(dict.fromkeys(words)),
         prompt=asked,
-        shares={name: sum(s.get(name, 0.0) for s in shares) / max(len(shares), 1) for name in (shares or [{}])[0]},
+        shares=_mean(shares),
         dropped=len(drawn.topology) - len(tidy.topology),
         steps_done=run.steps_done,
         stopped=run.stopped,
@@ -194,6 +194,11 @@ def sketch(
         seconds=time.perf_counter() - started,
         drawing_seconds=page.drawing_seconds,
     )
+
+
+def _mean(shares: list[dict[str, float]]) -> dict[str, float]:
+    names = dict.fromkeys(name for each in shares for name in each)
+    return {name: sum(each.get(name, 0.0) for each in shares) / len(shares) for name in names}
 
 
 def check_sketch(prompt: str, config: SketchConfig) -> None:

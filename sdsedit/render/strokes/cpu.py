@@ -93,20 +93,23 @@ class _Render(torch.autograd.Function):
         plan = _prepare(
             _array(points), _array(widths), topology.shape_kinds, topology.shape_round, topology.contour_shape,
             topology.contour_cubics, topology.contour_closed, topology.cubic_points, tiles_y, tiles_x,
+            (TOLERANCE, MIN_CHORDS, MAX_CHORDS, SHORT),
         )  # fmt: skip
         picture = torch.empty(points.shape[0], 3, height, width)
         inks, paper, out = _array(colours).reshape(-1, 4), _array(background), _array(picture)
         _share_out(plan, lambda start, stop: _paint(plan, start, stop, tiles_y, tiles_x, inks, paper, out))
-        ctx.topology, ctx.plan, ctx.inks, ctx.paper = topology, plan, inks, paper
+        ctx.save_for_backward(colours, background)
+        ctx.topology, ctx.plan = topology, plan
         return picture
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # [B, 3, H, W]
-        topology, plan, inks, paper = ctx.topology, ctx.plan, ctx.inks, ctx.paper
+        topology, plan = ctx.topology, ctx.plan
         batch, _, height, width = grad.shape
         tiles_y, tiles_x = -(-height // SIDE), -(-width // SIDE)
-        g = _array(grad)
+        colours, background = ctx.saved_tensors
+        inks, paper, g = _array(colours).reshape(-1, 4), _array(background), _array(grad)
         of_entries = np.zeros((len(plan.entries), 6))
         of_runs = np.empty((len(plan.run_shape), 4))
         of_tiles = np.empty((batch * tiles_y * tiles_x, 3))
@@ -120,7 +123,7 @@ class _Render(torch.autograd.Function):
             plan, batch, topology.points, len(topology), topology.contour_shape, topology.cubic_points,
             of_entries, of_runs, of_tiles,
         )  # fmt: skip
-        return *(torch.from_numpy(each) for each in gradients), None, None, None
+        return *(torch.from_numpy(each).float() for each in gradients), None, None, None
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -197,10 +200,12 @@ class Plan(NamedTuple):
 
 @_compiled()
 def _prepare(
-    points, widths, kinds, rounds, contour_shape, contour_cubics, contour_closed, cubic_points, tiles_y, tiles_x
+    points, widths, kinds, rounds, contour_shape, contour_cubics, contour_closed, cubic_points, tiles_y, tiles_x, rules
 ):
+    # The rules are an argument because compiled code is kept, with its constants, until this very file changes.
+    tolerance, least, most, short = rules
     batch, shapes, contours = points.shape[0], len(kinds), len(contour_shape)
-    first, cubic, basis, along = _vertices(points, contour_cubics, cubic_points)
+    first, cubic, basis, along = _vertices(points, contour_cubics, cubic_points, tolerance, least, most)
     count = len(along)
     v = np.zeros((batch * count, 2))
     for b in range(batch):
@@ -225,7 +230,7 @@ def _prepare(
                 if kinds[k] == STROKE:
                     butt = not (rounds[k] or contour_closed[contour])
                     half = widths[b, k, 0] / 2.0, widths[b, k, 1] / 2.0
-                    s = _chords(v, along, start, stop, b * count, half, butt, shape, geometry, pieces, s)
+                    s = _chords(v, along, start, stop, b * count, half, butt, short, shape, geometry, pieces, s)
                 else:
                     s = _edges(v, start, stop, shape, geometry, pieces, s)
                 contour += 1
@@ -243,7 +248,7 @@ def _prepare(
 
 
 @_compiled()
-def _vertices(points, contour_cubics, cubic_points):
+def _vertices(points, contour_cubics, cubic_points, tolerance, least, most):
     """layout.chord_counts and layout.chords."""
     cubics = len(cubic_points)
     counts = np.empty(cubics, np.int64)
@@ -260,7 +265,7 @@ def _vertices(points, contour_cubics, cubic_points):
                     bend = p - 2 * q + r
                     square += bend * bend
                 reach = max(reach, math.sqrt(square))
-        counts[k] = int(min(max(np.ceil(math.sqrt(0.75 * reach / TOLERANCE)), MIN_CHORDS), MAX_CHORDS))
+        counts[k] = int(min(max(np.ceil(math.sqrt(0.75 * reach / tolerance)), least), most))
         total += counts[k]
     total += len(contour_cubics)
     first = np.zeros(len(contour_cubics) + 1, np.int64)
@@ -281,13 +286,13 @@ def _vertices(points, contour_cubics, cubic_points):
 
 
 @_compiled()
-def _chords(v, along, start, stop, origin, half, butt, shape, geometry, pieces, s):
+def _chords(v, along, start, stop, origin, half, butt, short, shape, geometry, pieces, s):
     """Pieces of one contour of a stroke, from number s on; returns the next number."""
     begin = s
     for i in range(start, stop - 1):
         x, y = v[i + 1, 0] - v[i, 0], v[i + 1, 1] - v[i, 1]
         length = math.hypot(x, y)
-        if butt and length < SHORT:
+        if butt and length < short:
             continue
         g = geometry[s]
         g[AX], g[AY], g[BX], g[BY] = v[i, 0], v[i, 1], v[i + 1, 0], v[i + 1, 1]
@@ -321,7 +326,9 @@ def _room(rows, used, more):
     if used + more <= len(rows):
         return rows
     longer = np.empty((max(2 * len(rows), used + more), rows.shape[1]), rows.dtype)
-    longer[:used] = rows[:used]
+    for i in range(used):
+        for j in range(rows.shape[1]):
+            longer[i, j] = rows[i, j]
     return longer
 
 
@@ -420,11 +427,11 @@ def _sorted(pairs, n, tiles):
         first[pairs[i, 0] + 1] += 1
     for tile in range(tiles):
         first[tile + 1] += first[tile]
-    entries, shapes, place = np.empty(n, np.int32), np.empty(n, np.int32), first[:-1].copy()
+    entries, shapes, filled = np.empty(n, np.int32), np.empty(n, np.int32), np.zeros(tiles, np.int64)
     for i in range(n):
-        at = place[pairs[i, 0]]
+        at = first[pairs[i, 0]] + filled[pairs[i, 0]]
         entries[at], shapes[at] = pairs[i, 1], pairs[i, 2]
-        place[pairs[i, 0]] = at + 1
+        filled[pairs[i, 0]] += 1
     run_first, run_shape, tile_runs = np.empty(n + 1, np.int64), np.empty(n, np.int32), np.empty(tiles + 1, np.int64)
     runs = 0
     for tile in range(tiles):
@@ -434,7 +441,7 @@ def _sorted(pairs, n, tiles):
                 run_first[runs], run_shape[runs] = i, shapes[i]
                 runs += 1
     tile_runs[tiles], run_first[runs] = runs, n
-    return entries, run_first[: runs + 1].copy(), run_shape[:runs].copy(), tile_runs
+    return entries, run_first[: runs + 1], run_shape[:runs], tile_runs
 
 
 # --- the coverage of one shape in one tile ----------------------------------------------------------------------------
@@ -851,17 +858,13 @@ def _gather(plan, batch, points, shapes, contour_shape, cubic_points, of_entries
                     of_points[b, at, 1] += plan.vertex_basis[i, j] * of[1]
                 of_widths[b, shape, 0] += (1 - plan.vertex_along[i]) * of[2] / 2
                 of_widths[b, shape, 1] += plan.vertex_along[i] * of[2] / 2
-    of_inks, of_paper = np.zeros((batch * shapes, 4)), np.zeros((batch, 3))
+    of_inks, of_paper = np.zeros((batch, shapes, 4)), np.zeros((batch, 3))
     for run in range(len(plan.run_shape)):
+        b, shape = plan.run_shape[run] // shapes, plan.run_shape[run] % shapes
         for j in range(4):
-            of_inks[plan.run_shape[run], j] += of_runs[run, j]
+            of_inks[b, shape, j] += of_runs[run, j]
     tiles = len(of_tiles) // max(batch, 1)
     for tile in range(len(of_tiles)):
         for j in range(3):
             of_paper[tile // tiles, j] += of_tiles[tile, j]
-    return (
-        of_points.astype(np.float32),
-        of_widths.astype(np.float32),
-        of_inks.reshape(batch, shapes, 4).astype(np.float32),
-        of_paper.astype(np.float32),
-    )
+    return of_points, of_widths, of_inks, of_paper

@@ -47,7 +47,8 @@ from sdsedit.render.strokes.reference import SHORT
 
 SIDE = 16  # of a tile, pixels
 COLUMNS = 10  # of a row and of a slot
-OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}  # said aloud: Triton's own choice differs between versions
+# Products and sums are rounded one by one, as the interpreter does; what Triton does unasked differs by version.
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 
 TILE = tl.constexpr(SIDE)
 PIXELS = tl.constexpr(SIDE * SIDE)
@@ -257,7 +258,7 @@ def _chord(rows, bends, row, kind, px, py):
     ab_x, ab_y = bx - ax, by - ay
     square = ab_x * ab_x + ab_y * ab_y
     ap_x, ap_y = px - ax, py - ay
-    free = (ap_x * ab_x + ap_y * ab_y) / tl.where(square > 0.0, square, 1.0)
+    free = (ap_x * ab_x + ap_y * ab_y) * (1.0 / tl.where(square > 0.0, square, 1.0))
     u = tl.clamp(free, 0.0, 1.0)
     r = ra + u * (rb - ra)
     q = u
@@ -266,7 +267,7 @@ def _chord(rows, bends, row, kind, px, py):
     if kind == BUTT:
         bend = bends + row.to(tl.int64) * 4
         before_x, before_y, after_x, after_y = tl.load(bend), tl.load(bend + 1), tl.load(bend + 2), tl.load(bend + 3)
-        length = tl.sqrt(square)
+        length = tl.sqrt_rn(square)
         start, end = free * length, (free - 1.0) * length
         if (before_x == 0.0) & (before_y == 0.0):
             q = tl.where(free < 0.0, free, q)
@@ -280,7 +281,7 @@ def _chord(rows, bends, row, kind, px, py):
         inside |= (free > 1.0) & ((px - bx) * after_x + (py - by) * after_y > 0.0)
         least = tl.where(inside, float("inf"), least)
     x, y = ap_x - q * ab_x, ap_y - q * ab_y
-    d = tl.sqrt(x * x + y * y)
+    d = tl.sqrt_rn(x * x + y * y)
     return ax, ay, ra, bx, by, rb, free, u, q, x, y, d, r, tl.maximum(d - r, least), cut
 
 
@@ -319,7 +320,7 @@ def _stroke_back(slot, rows, bends, row, kind, px, py, grad_d, grad_r, grad_cut)
     slide = tl.where(free == u, grad_r * (rb - ra) / tl.where(square > 0.0, square, 1.0), 0.0)
     if kind == BUTT:
         bend = bends + row.to(tl.int64) * 4
-        length = tl.sqrt(square)
+        length = tl.sqrt_rn(square)
         start, end = free * length, (free - 1.0) * length
         grad_start = tl.full([PIXELS], 0.0, tl.float32)
         grad_end = tl.full([PIXELS], 0.0, tl.float32)
