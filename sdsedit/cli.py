@@ -1,4 +1,4 @@
-"""The command line: `sdsedit image | replay | models | doctor`.
+"""The command line: `sdsedit image | sketch | svg | replay | models | doctor`.
 
 Results go to standard output, progress and refusals to standard error. A refusal is one sentence; the exit codes are in
 `sdsedit.errors`. Heavy imports wait until the arguments and the files are known to be good.
@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -26,14 +26,25 @@ from sdsedit.errors import InputRefused, one_sentence, printable
 from sdsedit.known_models import KNOWN_MODELS
 
 if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
     from sdsedit.edit import Edit, EditConfig, EditResult, StepReport
     from sdsedit.io.images import Mask, Picture
+    from sdsedit.io.svg import SvgDocument
     from sdsedit.prior.unet import UNetPrior
+    from sdsedit.sketch.change import SvgConfig, SvgResult, SvgStep
+    from sdsedit.sketch.draw import SketchConfig, SketchResult, SketchStep
 
-# Named here too: `sdsedit --help` must not wait for torch. A test holds them to sdsedit.guidance and sdsedit.edit.
+# Named here too: `sdsedit --help` must not wait for torch. A test holds them to what the engine has.
 METHOD_NAMES = ("lusd", "dds", "pds", "ssd", "sds", "sbp", "nfsd", "csd")
+STYLE_NAMES = ("ink", "colour", "icon")
 MAX_STEPS, MAX_SIZE, MAX_SEED, MAX_FEATHER = 10_000, 4096, 2**63 - 1, 256
 MIN_STRENGTH, MAX_STRENGTH = 0.1, 10.0
+MIN_STROKES, MAX_STROKES = 4, 2048
+MIN_WIDTH, MAX_WIDTH = 0.1, 20.0
+MAX_ADDED = 512
+SKETCH_SIDE, PICTURE_SIDE = 512, 2048  # pixels: of a sketch's page, and at most of a picture of a drawing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -154,8 +165,8 @@ def _number(name: str, low: float, high: float) -> Callable[[str], float]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="sdsedit", description="Edit pictures with words: score distillation says how, attention says where.",
-        allow_abbrev=False,
+        prog="sdsedit", allow_abbrev=False,
+        description="Edit pictures and drawings with words: score distillation says how, attention says where.",
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"sdsedit {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -212,13 +223,99 @@ def _parser() -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="replace what is there already under the output's names"
     )
 
-    again = command("replay", _replay, "Repeat the edit whose recipe is in a picture, and compare.")
-    again.add_argument("made", metavar="OUTPUT", help="a picture that sdsedit made")
+    sketch = command("sketch", _sketch, "Draw words as an SVG.")
+    sketch.add_argument("prompt", metavar="TEXT", help='what to draw: "a cat wearing a crown"')
+    sketch.add_argument("--output", required=True, metavar="OUT.svg", help="where the drawing goes")
+    sketch.add_argument(
+        "--strokes", type=_whole("strokes", MIN_STROKES, MAX_STROKES), default=64, metavar="N",
+        help=f"shapes to draw with, {MIN_STROKES} to {MAX_STROKES}: the fewer, the more abstract (default: 64)",
+    )  # fmt: skip
+    sketch.add_argument(
+        "--style", choices=STYLE_NAMES, default="ink",
+        help="black strokes, strokes with colours, or filled areas (default: %(default)s)",
+    )  # fmt: skip
+    sketch.add_argument(
+        "--background", action="store_true", help="draw what is around the words' things too, not white paper"
+    )
+    sketch.add_argument(
+        "--width", type=_number("width", MIN_WIDTH, MAX_WIDTH), default=1.0, metavar="X",
+        help=f"multiplies the width of strokes, {MIN_WIDTH:g} to {MAX_WIDTH:g} (default: 1)",
+    )  # fmt: skip
+    sketch.add_argument(
+        "--steps", type=_whole("steps", 1, MAX_STEPS), metavar="N", help=f"1 to {MAX_STEPS} (default: 200)"
+    )
+    sketch.add_argument("--seed", type=_whole("seed", 0, MAX_SEED), default=0, metavar="N", help="one seed, one result")
+    sketch.add_argument(
+        "--distillation", type=_number("distillation", 0, 1), metavar="S",
+        help="score distillation's share of the gradient, 0 to 1 (default: 0.5); likeness to the guide has the rest",
+    )  # fmt: skip
+    sketch.add_argument("--png", action="store_true", help="also write OUT.png, a picture of the drawing")
+    sketch.add_argument(
+        "--guide", action="store_true", help="also write OUT.guide.png, the model's own picture of the words"
+    )
+    sketch.add_argument(
+        "--attention", action="store_true", help="also write OUT.attention.png, where the words are in the guide"
+    )
+    sketch.add_argument(
+        "--animation", metavar="FILE", help="also write the drawing as it draws itself: a .gif, .mp4 or .svg file"
+    )
+    sketch.add_argument(
+        "--preview-every", type=_whole("preview-every", 1, MAX_STEPS), metavar="N",
+        help="every N steps write the page so far to OUT.preview.png",
+    )  # fmt: skip
+    sketch.add_argument("--no-metadata", action="store_true", help="write no recipe into the drawing")
+    _add_model_arguments(sketch, "builtin")
+    sketch.add_argument(
+        "--overwrite", action="store_true", help="replace what is there already under the output's names"
+    )
+
+    svg = command("svg", _svg, "Edit an SVG: shapes that need not change keep their bytes.")
+    svg.add_argument("input", metavar="INPUT", help="an SVG or SVGZ file")
+    svg.add_argument("--target", required=True, metavar="TEXT", help="describes the drawing as it should become")
+    svg.add_argument("--source", metavar="TEXT", help="describes the drawing as it is")
+    svg.add_argument("--output", required=True, metavar="OUT.svg", help="where the result goes")
+    svg.add_argument("--method", choices=METHOD_NAMES, default="lusd", help="how to edit (default: %(default)s)")
+    svg.add_argument(
+        "--words",
+        metavar="WORDS",
+        help='words of the prompt whose place is edited: "crown,top hat" (default: the new ones)',
+    )
+    svg.add_argument(
+        "--share", type=_number("share", 0, 1), metavar="S",
+        help="a shape may change if this much of what is seen of it lies in the place, 0 to 1 (default: 0.5)",
+    )  # fmt: skip
+    svg.add_argument(
+        "--added", type=_whole("added", 0, MAX_ADDED), metavar="N",
+        help=f"new shapes at most, 0 to {MAX_ADDED} (default: 24)",
+    )  # fmt: skip
+    svg.add_argument(
+        "--steps", type=_whole("steps", 1, MAX_STEPS), metavar="N",
+        help=f"of the look at the drawing as a picture, and again of its shapes, 1 to {MAX_STEPS} "
+        "(default: the method's own, and 60)",
+    )  # fmt: skip
+    svg.add_argument("--seed", type=_whole("seed", 0, MAX_SEED), default=0, metavar="N", help="one seed, one result")
+    svg.add_argument(
+        "--strength", type=_number("strength", MIN_STRENGTH, MAX_STRENGTH), default=1.0, metavar="X",
+        help=f"multiplies the method's step, {MIN_STRENGTH:g} to {MAX_STRENGTH:g} (default: 1)",
+    )  # fmt: skip
+    svg.add_argument("--png", action="store_true", help="also write OUT.png, a picture of the result")
+    svg.add_argument("--save-mask", action="store_true", help="also write OUT.mask.png, where shapes may change")
+    svg.add_argument(
+        "--save-heatmap", action="store_true", help="also write OUT.heatmap.png, where the words were found"
+    )
+    svg.add_argument("--no-metadata", action="store_true", help="write no recipe into the drawing")
+    _add_model_arguments(svg, "builtin")
+    svg.add_argument("--overwrite", action="store_true", help="replace what is there already under the output's names")
+
+    again = command("replay", _replay, "Repeat what the recipe in a picture or a drawing says, and compare.")
+    again.add_argument("made", metavar="OUTPUT", help="a picture or a drawing that sdsedit made")
     again.add_argument(
         "--input", metavar="FILE", help="its input (default: the file of that name beside OUTPUT or here)"
     )
     again.add_argument("--mask", metavar="FILE", help="its mask (default: the file of that name beside OUTPUT or here)")
-    again.add_argument("--output", metavar="OUT.png", help="where the repeated edit goes (default: OUTPUT.replay.png)")
+    again.add_argument(
+        "--output", metavar="OUT", help="where the repeated one goes (default: OUTPUT.replay.png or .svg)"
+    )
     _add_model_arguments(again, None)
     again.add_argument(
         "--overwrite", action="store_true", help="replace what is there already under the output's names"
@@ -252,16 +349,23 @@ def _add_model_arguments(parser: argparse.ArgumentParser, default: str | None) -
 
 
 @dataclass(frozen=True)
+class _Model:
+    """Which model, and how to load it."""
+
+    name: str
+    device: str | None
+    offload: bool
+    allow_pickle: bool
+
+
+@dataclass(frozen=True)
 class _Job:
     """An edit of one picture, its files read and its outputs known to be writable."""
 
     picture: Picture
     mask: Mask | None
     names: dict[str, Path]  # what is written where
-    model: str
-    device: str | None
-    offload: bool
-    allow_pickle: bool
+    model: _Model
     stop_after: int | None = None  # replay of an edit that was cancelled
 
 
@@ -274,15 +378,10 @@ def _image(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
 
     from sdsedit.edit import Edit, EditConfig
 
-    words = None
-    if arguments.words is not None:
-        words = tuple(word.strip() for word in arguments.words.split(",") if word.strip())
-        if not words:
-            raise InputRefused('words names no word: give some of the prompt\'s, such as "crown,top hat".')
     request = Edit(
         target=arguments.target,
         source=arguments.source,
-        words=words,
+        words=_words(arguments.words),
         mask=None if job.mask is None else job.mask.tensor(),
         negative=arguments.negative,
     )
@@ -297,7 +396,29 @@ def _image(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
     if arguments.feather is not None:
         config = replace(config, feather=arguments.feather)
     result, _ = _run(job, request, config, interrupts, started)
-    return _exit_code(result, interrupts)
+    return _exit_code(result.stopped, result.steps_done, bool(result.steps_done), interrupts)
+
+
+def _words(given: str | None) -> tuple[str, ...] | None:
+    """What --words names; None: nothing, the new words are meant."""
+    if given is None:
+        return None
+    words = tuple(word.strip() for word in given.split(",") if word.strip())
+    if not words:
+        raise InputRefused('words names no word: give some of the prompt\'s, such as "crown,top hat".')
+    return words
+
+
+def _model(arguments: argparse.Namespace, name: str) -> _Model:
+    """The model that is asked for, if it is none on the network. So much for the output."""
+    from sdsedit.io.images import is_address
+
+    for what, given in (("The output", str(arguments.output or "")), ("The model", name)):
+        if is_address(given):
+            raise InputRefused(
+                f"{what} is an address; give a file's, a folder's or a model's name: nothing is fetched."
+            )
+    return _Model(name, arguments.device, arguments.offload, arguments.allow_pickle)
 
 
 def _job(
@@ -307,20 +428,14 @@ def _job(
     """Read the files and check where the results go, before anything heavy is imported."""
     from sdsedit.io import images, record
 
-    for what, name in (("The output", str(output)), ("The model", model)):
-        if images.is_address(name):
-            raise InputRefused(
-                f"{what} is an address; give a file's, a folder's or a model's name: nothing is fetched."
-            )
+    wanted = _model(arguments, model)
     picture = images.read_picture(input)
     drawn = None if mask is None else images.read_mask(mask, picture.size)
     names = record.output_names(output, save_mask, save_heatmap, metadata)
     inputs = [Path(input)] + ([] if mask is None else [Path(mask)])
     width, height = picture.size
     record.check_outputs(names, inputs, arguments.overwrite, width * height)
-    return _Job(
-        picture, drawn, names, model, arguments.device, arguments.offload, arguments.allow_pickle, stop_after
-    )  # fmt: skip
+    return _Job(picture, drawn, names, wanted, stop_after)
 
 
 def _run(
@@ -332,9 +447,9 @@ def _run(
 
     check_request(request, config)  # before a model is loaded, or fetched
     notes = list(job.picture.notes) + [f"Mask: {note}" for note in (job.mask.notes if job.mask else ())]
-    with _progress() as advance:
+    with _progress("Editing") as advance:
         began = time.perf_counter()
-        prior, warned = _load(job)
+        prior, warned = _load(job.model)
         loaded = time.perf_counter()
 
         def on_step(report: StepReport) -> bool:
@@ -344,32 +459,35 @@ def _run(
         interrupts.gentle = True
         result = edit(job.picture.tensor(), prior, request, config, on_step)
     notes += warned + list(result.notes)
-    model = {
-        "id": prior.name,
-        "revision": record.model_revision(job.model),
-        "device": _device_name(prior),
-        "dtype": str(prior.dtype).removeprefix("torch."),
-    }
+    model = _model_record(job.model, prior)
     seconds = {"loading": loaded - began, "editing": result.seconds, "all": time.perf_counter() - started}
     recipe = record.image_recipe(job.picture, job.mask, request, config, result, model, seconds)
     if result.steps_done:
         record.write_all(_files(job, result, recipe))
 
-    if result.words:
-        print(f"Words looked for: {', '.join(printable(word) for word in result.words)}")
-    for note in notes:
-        print(f"Note: {printable(note, 1000)}")
+    _tell(result.words, notes)
     if not result.steps_done:
         print("Written: nothing, for no step was finished.")
         return result, recipe
     kept, total = result.kept_pixels, result.total_pixels
     print(f"Kept bit for bit: {kept} of {total} pixels ({100 * kept / total:.1f} %)")
     print(f"Time: {result.seconds:.1f} s for {result.steps_done} steps, {time.perf_counter() - started:.1f} s in all")
-    print(f"Written: {', '.join(printable(str(path), 500) for path in job.names.values())}")
+    _tell_written(job.names.values())
     return result, recipe
 
 
-def _load(job: _Job) -> tuple[UNetPrior, list[str]]:
+def _tell(words: Sequence[str], notes: Sequence[str]) -> None:
+    if words:
+        print(f"Words looked for: {', '.join(printable(word) for word in words)}")
+    for note in notes:
+        print(f"Note: {printable(note, 1000)}")
+
+
+def _tell_written(paths: Iterable[Path]) -> None:
+    print(f"Written: {', '.join(printable(str(path), 500) for path in paths)}")
+
+
+def _load(model: _Model) -> tuple[UNetPrior, list[str]]:
     """The model, and what its loader warned of."""
     from sdsedit.prior.load import load_prior
 
@@ -378,7 +496,7 @@ def _load(job: _Job) -> tuple[UNetPrior, list[str]]:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
         try:
-            prior = load_prior(job.model, device=job.device, offload=job.offload, allow_pickle=job.allow_pickle)
+            prior = load_prior(model.name, device=model.device, offload=model.offload, allow_pickle=model.allow_pickle)
         except InputRefused:
             raise
         except ValueError as error:
@@ -417,6 +535,18 @@ def _files(job: _Job, result: EditResult, recipe: dict[str, Any]) -> list[tuple[
     return files
 
 
+def _model_record(model: _Model, prior: UNetPrior) -> dict[str, Any]:
+    """What a recipe says of the model."""
+    from sdsedit.io.record import model_revision
+
+    return {
+        "id": prior.name,
+        "revision": model_revision(model.name),
+        "device": _device_name(prior),
+        "dtype": str(prior.dtype).removeprefix("torch."),
+    }
+
+
 def _device_name(prior: UNetPrior) -> str:
     import torch
 
@@ -425,19 +555,19 @@ def _device_name(prior: UNetPrior) -> str:
     return f"{prior.device} ({torch.get_num_threads()} threads)" if prior.device.type == "cpu" else str(prior.device)
 
 
-def _exit_code(result: EditResult, interrupts: Interrupts) -> int:
+def _exit_code(stopped: str, steps_done: int, written: bool, interrupts: Interrupts) -> int:
     """What a stopped run is called; what there was of it has been written."""
-    if not result.stopped:
+    if not stopped:
         return errors.OK
-    kept = "the result so far is written, marked as incomplete." if result.steps_done else "nothing was written."
-    if result.stopped == "cancelled":
+    kept = "the result so far is written, marked as incomplete." if written else "nothing was written."
+    if stopped == "cancelled":
         code = interrupts.exit_code if interrupts.received else errors.OK
-        return _refuse(f"Cancelled after step {result.steps_done}; {kept}", code)
-    return _refuse(f"Stopped: {printable(result.stopped)}; {kept}", errors.ALL_FAILED)
+        return _refuse(f"Cancelled after step {steps_done}; {kept}", code)
+    return _refuse(f"Stopped: {printable(stopped)}; {kept}", errors.ALL_FAILED)
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
+def _progress(doing: str) -> Iterator[Callable[[int, int], None]]:
     """A bar with rate and remaining time on a terminal, else a plain line every tenth of the way, on standard error."""
     from rich.console import Console
 
@@ -472,10 +602,248 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
 
         def advance(done: int, steps: int) -> None:
             if done == 1:
-                progress.reset(bar, total=steps, description="Editing")
+                progress.reset(bar, total=steps, description=doing)
             progress.update(bar, completed=done)
 
         yield advance
+
+
+# ---- sdsedit sketch
+
+
+@dataclass(frozen=True)
+class _SketchJob:
+    """A sketch whose outputs are known to be writable."""
+
+    prompt: str
+    config: SketchConfig
+    names: dict[str, Path]
+    model: _Model
+    metadata: bool
+    preview_every: int = 0  # steps; 0: no preview
+    stop_after: int | None = None  # replay of a sketch that was cancelled
+
+
+def _sketch(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
+    started = time.perf_counter()
+    from sdsedit.io import record
+
+    model = _model(arguments, arguments.model)
+    pictures = [what for what in ("png", "guide", "attention") if getattr(arguments, what)]
+    if arguments.preview_every:
+        pictures.append("preview")
+    animation = None if arguments.animation is None else Path(arguments.animation)
+    names = record.drawing_names(Path(arguments.output), pictures, animation)
+    record.check_outputs(names, [], arguments.overwrite, SKETCH_SIDE**2)
+
+    from sdsedit.sketch.draw import SketchConfig
+
+    config = SketchConfig(
+        strokes=arguments.strokes,
+        style=arguments.style,
+        background=arguments.background,
+        width=arguments.width,
+        seed=arguments.seed,
+    )
+    if arguments.steps is not None:
+        config = replace(config, steps=arguments.steps)
+    if arguments.distillation is not None:
+        config = replace(config, distillation=arguments.distillation)
+    job = _SketchJob(
+        arguments.prompt, config, names, model, not arguments.no_metadata, arguments.preview_every or 0
+    )  # fmt: skip
+    result, _, data = _run_sketch(job, interrupts, started)
+    return _exit_code(result.stopped, result.steps_done, bool(data), interrupts)
+
+
+def _run_sketch(job: _SketchJob, interrupts: Interrupts, started: float) -> tuple[SketchResult, dict[str, Any], bytes]:
+    """Load the model, draw, write, and tell; gives the result, its recipe, and the SVG (empty: nothing was written)."""
+    from sdsedit.io import images, record
+    from sdsedit.sketch.draw import check_sketch, sketch
+    from sdsedit.sketch.files import sketch_svg
+
+    check_sketch(job.prompt, job.config)  # before a model is loaded, or fetched
+    notes: list[str] = []
+    with _progress("Drawing") as advance:
+        prior, warned = _load(job.model)
+
+        def on_step(step: SketchStep) -> bool:
+            interrupts.gentle = True  # from here on there is something to keep
+            advance(step.index + 1, step.total)
+            if job.preview_every and (step.index + 1) % job.preview_every == 0:
+                try:
+                    png = images.encode_png(images.to_array(step.preview(SKETCH_SIDE)))
+                    record.write_all([(job.names["preview"], png)])
+                except OSError as error:  # a preview is not worth the drawing
+                    notes[:] = [f"A preview could not be written: {one_sentence(error)}."]
+            return not interrupts.received and step.index + 1 != job.stop_after
+
+        result = sketch(job.prompt, prior, job.config, on_step)
+    interrupts.gentle = True
+    recipe = record.sketch_recipe(job.prompt, job.config, result, _model_record(job.model, prior))
+    data = b""
+    if result.steps_done:
+        data = sketch_svg(result, record.dump(recipe) if job.metadata else None)
+        record.write_all(_sketch_files(job.names, result, data))
+
+    _tell(result.words, [*warned, *result.notes, *notes])
+    if not data:
+        print("Written: nothing, for no step was finished.")
+        return result, recipe, data
+    pulls = [f"{name} {100 * share:.0f} %" for name, share in result.shares.items()]
+    print(f"Share of the gradient: {', '.join(pulls)}")
+    print(f"Strokes: {len(result.topology)} kept, {result.dropped} dropped, for they did not matter")
+    rendering = 100 * result.drawing_seconds / max(result.seconds, 1e-9)
+    print(
+        f"Time: {result.seconds:.1f} s for {result.steps_done} steps ({rendering:.0f} % of it in the renderer), "
+        f"{time.perf_counter() - started:.1f} s in all"
+    )
+    _tell_written(path for what, path in job.names.items() if what != "preview" or path.exists())
+    return result, recipe, data
+
+
+def _sketch_files(names: dict[str, Path], result: SketchResult, data: bytes) -> list[tuple[Path, bytes]]:
+    """The bytes of every output, in the order of writing."""
+    from sdsedit.io import images
+    from sdsedit.io.svg import read_svg
+    from sdsedit.sketch.files import animation, draw_page, sketch_svg
+
+    files = [(names["drawing"], data)]
+    if "png" in names:
+        files.append((names["png"], images.encode_png(draw_page(read_svg(data)))))
+    guide = images.to_array(result.guide)
+    if "guide" in names:
+        files.append((names["guide"], images.encode_png(guide)))
+    if "attention" in names:
+        heat = result.attention[0, 0].float().cpu().numpy()
+        files.append((names["attention"], images.encode_png(images.overlay(guide, heat))))
+    if "animation" in names:
+        suffix = names["animation"].suffix.lower()
+        files.append((names["animation"], animation(sketch_svg(result), suffix)))
+    return files
+
+
+# ---- sdsedit svg
+
+
+@dataclass(frozen=True)
+class _SvgJob:
+    """An edit of one drawing, read, and its outputs known to be writable."""
+
+    document: SvgDocument
+    input: Path
+    sha256: str
+    names: dict[str, Path]
+    model: _Model
+    metadata: bool
+    stop_after: int | None = None  # replay of an edit that was cancelled
+
+
+def _svg(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
+    started = time.perf_counter()
+    pictures = [
+        what
+        for what, wanted in (
+            ("png", arguments.png), ("mask", arguments.save_mask), ("heatmap", arguments.save_heatmap)
+        )
+        if wanted
+    ]  # fmt: skip
+    job = _svg_job(
+        arguments, arguments.input, Path(arguments.output), arguments.model, pictures, not arguments.no_metadata
+    )
+
+    from sdsedit.edit import Edit, EditConfig
+    from sdsedit.sketch.change import SvgConfig
+
+    request = Edit(target=arguments.target, source=arguments.source, words=_words(arguments.words))
+    look = EditConfig(
+        method=arguments.method, steps=arguments.steps, seed=arguments.seed, strength=arguments.strength
+    )  # fmt: skip
+    config = SvgConfig(look)
+    for name in ("share", "added", "steps"):
+        if getattr(arguments, name) is not None:
+            config = replace(config, **{name: getattr(arguments, name)})
+    result, _, data = _run_svg(job, request, config, interrupts, started)
+    return _exit_code(result.stopped, result.steps_done, bool(data), interrupts)
+
+
+def _svg_job(
+    arguments: argparse.Namespace, input: str, output: Path, model: str, pictures: Sequence[str], metadata: bool,
+    stop_after: int | None = None,
+) -> _SvgJob:  # fmt: skip
+    """Read the drawing and check where the results go, before anything heavy is imported."""
+    import hashlib
+
+    from sdsedit.io import record, svg
+
+    wanted = _model(arguments, model)
+    document = svg.read_svg_bounded(Path(input))
+    sha256 = hashlib.sha256(Path(input).read_bytes()).hexdigest()
+    names = record.drawing_names(output, pictures)
+    pixels = min(document.width, PICTURE_SIDE) * min(document.height, PICTURE_SIDE)
+    record.check_outputs(names, [Path(input)], arguments.overwrite, round(pixels))
+    return _SvgJob(document, Path(input), sha256, names, wanted, metadata, stop_after)
+
+
+def _run_svg(
+    job: _SvgJob, request: Edit, config: SvgConfig, interrupts: Interrupts, started: float
+) -> tuple[SvgResult, dict[str, Any], bytes]:
+    """Load the model, edit, write, and tell; gives the result, its recipe, and the SVG (empty: nothing was written)."""
+    from sdsedit.io import record
+    from sdsedit.sketch.change import change, check_change
+
+    check_change(request, config)  # before a model is loaded, or fetched
+    with _progress("Editing") as advance:
+        prior, warned = _load(job.model)
+
+        def on_step(step: SvgStep) -> bool:
+            advance(step.index + 1, step.total)
+            return not interrupts.received and step.index + 1 != job.stop_after
+
+        interrupts.gentle = True
+        result = change(job.document, prior, request, config, on_step)
+    model = _model_record(job.model, prior)
+    recipe = record.svg_recipe(printable(job.input.name, 200), job.sha256, request, config, result, model)
+    data = b""
+    if not result.look.stopped:  # else no shape has been touched
+        data = result.written(record.dump(recipe) if job.metadata else None)
+        record.write_all(_svg_files(job.names, result, data))
+
+    _tell(result.look.words, [*job.document.notes, *warned, *result.notes])
+    if not data:
+        print("Written: nothing, for no shape was reached.")
+        return result, recipe, data
+    print(
+        f"Kept byte for byte: {result.kept} of {len(result.document.shapes)} shapes; {len(result.changed)} changed, "
+        f"{len(result.removed)} removed, {len(result.added)} added"
+    )
+    print(f"Time: {result.seconds:.1f} s for {result.steps_done} steps, {time.perf_counter() - started:.1f} s in all")
+    _tell_written(job.names.values())
+    return result, recipe, data
+
+
+def _svg_files(names: dict[str, Path], result: SvgResult, data: bytes) -> list[tuple[Path, bytes]]:
+    """The bytes of every output, in the order of writing; pictures have the size of the page."""
+    from sdsedit.io import images
+    from sdsedit.sketch.files import draw_page, edited_document
+
+    files, page = [(names["drawing"], data)], draw_page(result.document)
+    if "png" in names:
+        files.append((names["png"], images.encode_png(draw_page(edited_document(result)))))
+    if "mask" in names:
+        files.append((names["mask"], images.encode_png(_enlarged(result.look.mask, page))))
+    if "heatmap" in names:
+        heat = _enlarged(result.look.heatmap, page).astype("float32") / 255
+        files.append((names["heatmap"], images.encode_png(images.overlay(page, heat))))
+    return files
+
+
+def _enlarged(values: Tensor, page: np.ndarray) -> np.ndarray:  # [1, 1, h, w] in 0..1 -> [H, W] uint8
+    from torch.nn.functional import interpolate
+
+    from sdsedit.io.images import to_array
+
+    return to_array(interpolate(values.float(), page.shape[:2], mode="bilinear", align_corners=False))[..., 0]
 
 
 # ---- sdsedit replay
@@ -489,28 +857,82 @@ def _replay(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
         raise InputRefused("Addresses are never fetched: save the picture first and give the file's name.")
     made = Path(arguments.made)
     recipe = record.read_recipe(made)
+    if recipe.get("kind") in ("sketch", "svg"):
+        return _replay_drawing(arguments, made, recipe, interrupts, started)
     before = images.read_picture(made) if made.suffix.lower() == ".png" else None
     source = _found(recipe, "input", arguments.input, made)
     mask = _found(recipe, "mask", arguments.mask, made) if recipe.get("mask") else None
-    model = arguments.model or str(_part(recipe, "model").get("id", "builtin"))
-    ended = _part(recipe, "result")
-    stop_after = ended.get("steps_done") if ended.get("stopped") == "cancelled" else None
     output = Path(arguments.output) if arguments.output else made.with_name(f"{made.stem}.replay.png")
-    job = _job(arguments, source, mask, output, model, False, False, True, stop_after)
+    job = _job(
+        arguments, source, mask, output, _recipe_model(arguments, recipe), False, False, True, _stop_after(recipe)
+    )  # fmt: skip
     for name, file in (("input", job.picture), ("mask", job.mask)):
-        if file is not None and file.sha256 != _part(recipe, name).get("sha256"):
-            raise InputRefused(f"{file.name} is not the {name} that the recipe names: its SHA-256 is another.")
+        if file is not None:
+            _check_same(recipe, name, file.name, file.sha256)
 
     request, config = record.image_request(recipe, None if job.mask is None else job.mask.tensor())
     result, now = _run(job, request, config, interrupts, started)
+    _tell_differences(recipe, now)
+    if before is not None and result.steps_done:
+        _compare(before.rgb, images.to_array(result.image))
+    return _exit_code(result.stopped, result.steps_done, bool(result.steps_done), interrupts)
+
+
+def _replay_drawing(
+    arguments: argparse.Namespace, made: Path, recipe: dict[str, Any], interrupts: Interrupts, started: float
+) -> int:
+    """The same for a drawing, whose recipe is of the kind "sketch" or "svg"."""
+    from sdsedit.io import record, svg
+
+    before = made.read_bytes() if made.suffix.lower() == ".svg" else b""
+    then = svg.read_svg_bounded(made) if before else None
+    output = Path(arguments.output) if arguments.output else made.with_name(f"{made.stem}.replay.svg")
+    name, stop_after = _recipe_model(arguments, recipe), _stop_after(recipe)
+    if arguments.mask or (arguments.input and recipe["kind"] == "sketch"):
+        what = "--mask" if arguments.mask else "--input"
+        raise InputRefused(f"{printable(made.name, 100)} was made without one: leave out {what}.")
+    if recipe["kind"] == "sketch":
+        model = _model(arguments, name)
+        names = record.drawing_names(output, ())
+        record.check_outputs(names, [made], arguments.overwrite, SKETCH_SIDE**2)
+        prompt, config = record.sketch_request(recipe)
+        job = _SketchJob(prompt, config, names, model, True, stop_after=stop_after)
+        result, now, after = _run_sketch(job, interrupts, started)
+    else:
+        source = _found(recipe, "input", arguments.input, made)
+        job = _svg_job(arguments, source, output, name, (), True, stop_after)
+        _check_same(recipe, "input", job.input.name, job.sha256)
+        request, config = record.svg_request(recipe)
+        result, now, after = _run_svg(job, request, config, interrupts, started)
+    _tell_differences(recipe, now)
+    if then and after:
+        _compare_drawings(then, svg.read_svg(after), before == after)
+    return _exit_code(result.stopped, result.steps_done, bool(after), interrupts)
+
+
+def _recipe_model(arguments: argparse.Namespace, recipe: dict[str, Any]) -> str:
+    return arguments.model or str(_part(recipe, "model").get("id", "builtin"))
+
+
+def _stop_after(recipe: dict[str, Any]) -> int | None:
+    """The step after which the run was cancelled; None: it was not."""
+    ended = _part(recipe, "result")
+    return ended.get("steps_done") if ended.get("stopped") == "cancelled" else None
+
+
+def _check_same(recipe: dict[str, Any], what: str, name: str, sha256: str) -> None:
+    if sha256 != _part(recipe, what).get("sha256"):
+        raise InputRefused(
+            f"{printable(name, 100)} is not the {what} that the recipe names: its SHA-256 is another."
+        )  # fmt: skip
+
+
+def _tell_differences(recipe: dict[str, Any], now: dict[str, Any]) -> None:
     for what in ("model", "versions"):
         was = _part(recipe, what)
         for key, value in now[what].items():
             if was.get(key) != value:
                 print(f"Differs: {what} {key} was {printable(str(was.get(key)), 100)}, is {printable(str(value), 100)}")
-    if before is not None and result.steps_done:
-        _compare(before, result)
-    return _exit_code(result, interrupts)
 
 
 def _found(recipe: dict[str, Any], what: str, given: str | None, made: Path) -> str:
@@ -531,16 +953,25 @@ def _part(recipe: dict[str, Any], what: str) -> dict[str, Any]:
     return part if isinstance(part, dict) else {}
 
 
-def _compare(before: Picture, result: EditResult) -> None:
+def _compare_drawings(then: SvgDocument, now: SvgDocument, same: bool) -> None:
+    from sdsedit.io.svg import write_svg
+    from sdsedit.sketch.files import draw_page
+
+    if same:
+        print("Compared: the same, byte for byte")
+    elif write_svg(then, recipe="") == write_svg(now, recipe=""):
+        print("Compared: the drawing is the same, byte for byte; its recipe is not")
+    else:
+        _compare(draw_page(then), draw_page(now))
+
+
+def _compare(before: np.ndarray, after: np.ndarray) -> None:  # [H, W, 3] uint8 each
     import numpy as np
 
-    from sdsedit.io import images
-
-    after = images.to_array(result.image)
-    if after.shape != before.rgb.shape:
-        print(f"Compared: the sizes differ, {before.size[0]}x{before.size[1]} was made then")
+    if after.shape != before.shape:
+        print(f"Compared: the sizes differ, {before.shape[1]}x{before.shape[0]} was made then")
         return
-    difference = np.abs(after.astype(np.int16) - before.rgb.astype(np.int16)).max(-1)
+    difference = np.abs(after.astype(np.int16) - before.astype(np.int16)).max(-1)
     count = int((difference > 0).sum())
     if count:
         print(f"Compared: {count} of {difference.size} pixels differ, by at most {int(difference.max())} of 255")

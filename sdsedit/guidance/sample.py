@@ -18,29 +18,49 @@ _START = 0.98
 def sample(
     prior: Prior,
     prompts: Prompts,  # target, empty; the attention of `tokens` is recorded on the target branch
-    noise: Tensor,  # [1, C, h, w]
+    noise: Tensor,  # [B, C, h, w], a picture each
     steps: int = 25,
     scale: float = 4.0,
 ) -> Iterator[tuple[Tensor, AttentionMaps | None]]:
-    """DDIM, arXiv:2010.02502, with eta 0, from t = 0.98 down; after each step: z0 [1, C, h, w], and the maps.
+    """DDIM, arXiv:2010.02502, with eta 0, from t = 0.98 down; after each step: z0 [B, C, h, w], and the maps.
 
     e_hat = e_0 + scale (e_y - e_0)        CFG, scale 1 is the conditional prediction
     z0    = (z_t - s e_hat) / a
     z_t'  = a' z0 + s' e_hat
     """
     schedule, z_t = prior.schedule, noise
-    text = Text.cat(prompts.empty, prompts.target)
+    rows = len(noise)
+    text = Text.cat(prompts.empty.repeat(rows), prompts.target.repeat(rows))
     times = torch.linspace(_START, 0, steps + 1, device=noise.device)
     for k in range(steps):
         t, after = times[k : k + 1], times[k + 1 : k + 2]
-        probe = AttentionProbe(prompts.tokens, slice(1, 2)) if prompts.tokens else None
-        prediction = prior.predict(torch.cat([z_t, z_t]), t.expand(2), text, probe)
+        probe = AttentionProbe(prompts.tokens, slice(rows, 2 * rows)) if prompts.tokens else None
+        prediction = prior.predict(torch.cat([z_t, z_t]), t.expand(2 * rows), text, probe)
         e_0, e_y = prediction.eps.chunk(2)
         e_hat = cfg(e_0, e_y, scale)
         z0 = schedule.to_sample(e_hat, z_t, t)
         z_t = schedule.add_noise(z0, e_hat, after)
         maps = prediction.maps
         yield z0, maps if isinstance(maps, AttentionMaps) else None
+
+
+def likelihood(
+    prior: Prior, prompts: Prompts, z: Tensor, noise: Tensor, times: Sequence[float] = (0.3, 0.5, 0.7)
+) -> Tensor:
+    """How much better the prompt explains each latent z [B, C, h, w] than no prompt does; [B], higher is better.
+
+    The diffusion classifier, arXiv:2303.16203: mean over t of |e(z_t, empty) - eps|^2 - |e(z_t, y) - eps|^2, with one
+    eps for all.
+    """
+    rows, total = len(z), z.new_zeros(len(z))
+    text = Text.cat(prompts.empty.repeat(rows), prompts.target.repeat(rows))
+    for time in times:
+        t = torch.full((1,), time, device=z.device)
+        z_t = prior.schedule.add_noise(z, noise.expand_as(z), t)
+        error = prior.predict(torch.cat([z_t, z_t]), t.expand(2 * rows), text).eps - noise
+        e_0, e_y = error.square().mean((1, 2, 3)).chunk(2)
+        total = total + (e_0 - e_y)
+    return total / len(times)
 
 
 def mean_maps(maps: Sequence[AttentionMaps]) -> AttentionMaps:

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from sdsedit.edit import Edit, EditConfig, EditResult
     from sdsedit.io.images import Mask, Picture
-    from sdsedit.io.svg import SvgDocument
     from sdsedit.sketch.change import SvgConfig, SvgResult
     from sdsedit.sketch.draw import SketchConfig, SketchResult
 

@@ -12,6 +12,7 @@ References: SVG 2 (W3C Candidate Recommendation, 2018), chapters 7 to 13 and app
 from __future__ import annotations
 
 import cmath
+import contextlib
 import json
 import math
 import os
@@ -39,7 +40,8 @@ MAX_CURVES = 100_000  # and path commands, of all drawn shapes
 MAX_SIDE = 16_384  # pixels, of the page
 MAX_NUMBER = 1e9
 MAX_VALUE = 100_000  # characters of an attribute; 50 times that of a path's
-MAX_TEXT = 1_000_000  # characters of style sheets and of the recipe, and how often rules may apply
+MAX_TEXT = 1_000_000  # characters of style sheets and of the recipe
+MAX_MATCHES = 300_000  # of a style rule and an element
 
 Colour = tuple[float, float, float, float]  # red, green, blue, opacity, 0..1
 Contours = tuple[tuple[np.ndarray, bool], ...]  # (points float64 [m, 2], closed)
@@ -147,8 +149,11 @@ def _child() -> None:
     if sys.platform != "win32":
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (task["memory"], task["memory"]))
-        resource.setrlimit(resource.RLIMIT_CPU, (task["seconds"], task["seconds"]))
+        for kind, most in ((resource.RLIMIT_AS, task["memory"]), (resource.RLIMIT_CPU, task["seconds"])):
+            hard = resource.getrlimit(kind)[1]
+            most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            with contextlib.suppress(ValueError, OSError):  # macOS knows the names, and refuses some of them
+                resource.setrlimit(kind, (most, most))
     try:
         _read(sys.stdin.buffer.read(), task["name"], task["max_shapes"])
     except InputRefused as refusal:
@@ -256,7 +261,7 @@ _CSS_ESCAPE = re.compile(r"\\(?:([0-9a-fA-F]{1,6})\s?|([\s\S]))")
 _UTF_8 = re.compile("utf-?8|(?:us-)?ascii", re.IGNORECASE)
 _ASCII_LIKE = re.compile(rf"{_UTF_8.pattern}|iso-8859-\d+|latin-?1|windows-125\d", re.IGNORECASE)
 _CSS_OUTSIDE = re.compile(
-    r"url\(\s*(?:[\"']\s*)?[^#\s\"')]|@import|javascript:|expression\s*\(|behavior\s*:|-moz-binding|"
+    r"url\(\s*(?:[\"']\s*)?[^#\s\"')]|@import|javascript:|expression\s*\(|(?<![\w-])behavior\s*:|-moz-binding|"
     r"\b(?:image-set|image|src|cross-fade|element)\s*\(",
     re.IGNORECASE,
 )
@@ -613,8 +618,8 @@ class _Sheet:
             if rule.tag in ("", element.name) and rule.ids <= {own} and rule.classes.issubset(classes)
         ]
         self.applied += sum(len(self.rules.get(key, ())) for key in keys)
-        if self.applied > MAX_TEXT:
-            raise InputRefused(f"{self.name} has style rules that apply more than {MAX_TEXT:,} times: simplify it.")
+        if self.applied > MAX_MATCHES:
+            raise InputRefused(f"{self.name} has style rules that apply more than {MAX_MATCHES:,} times: simplify it.")
         normal: dict[str, str] = {}
         important: dict[str, str] = {}
         said = [rule.declarations for rule in sorted(found, key=lambda rule: rule.rank)]
@@ -796,7 +801,7 @@ def _transform(text: str) -> Matrix:
 def _fit(view_box: tuple[float, float, float, float], width: float, height: float, aspect: str) -> Matrix:
     """From the units of a viewBox to a place of width x height, as preserveAspectRatio says."""
     x, y, w, h = view_box
-    words = aspect.split() or ["xMidYMid"]
+    words = [word for word in aspect.split() if word != "defer"] or ["xMidYMid"]
     if words[0] == "none":
         return width / w, 0.0, 0.0, height / h, -x * width / w, -y * height / h
     place = re.fullmatch(r"x(Min|Mid|Max)Y(Min|Mid|Max)", words[0])
@@ -1388,7 +1393,6 @@ def _rewrite(
     data: bytes, element: _Element, sheet: _Sheet, old: SvgShape, new: SvgShape
 ) -> list[tuple[int, int, bytes]]:
     """The edits that make an element look as `new`."""
-    _editable(old)
     attributes: dict[str, str | None] = {}
     tag = element.tag
     if not _same_contours(old.contours, new.contours):
@@ -1426,6 +1430,7 @@ def _rewrite(
         attributes["style"] = _merged_style(element, in_style)
     if not attributes:
         return []
+    _editable(old)
     edits = [(element.start, element.inner, _retag(data[element.start : element.inner], tag, attributes))]
     if tag != element.tag and element.end > element.inner:
         edits.append((element.outer, element.end, f"</{tag}>".encode()))
@@ -1465,7 +1470,7 @@ def _painted(shape: SvgShape, scale: float, opacity: float = 1.0) -> dict[str, s
     found = {}
     for name, colour in (("fill", shape.fill), ("stroke", shape.stroke)):
         found[name] = _hex(colour) if colour else "none"
-        alpha = min(colour[3] / opacity, 1.0) if colour and opacity > 0 else 1.0
+        alpha = min(max(colour[3] / opacity, 0.0), 1.0) if colour and opacity > 0 else 1.0
         found[f"{name}-opacity"] = _number(alpha, 3)
     found["fill-rule"] = shape.rule
     found["stroke-width"] = _number(shape.width / scale, _decimals(scale))
@@ -1494,6 +1499,8 @@ def _d(contours: Contours, matrix: Matrix) -> str:
     pieces: list[str] = []
     for points, closed in contours:
         p = _apply(back, np.asarray(points, np.float64))
+        if not np.isfinite(p).all() or len(p) < 3 or len(p) % 3 != (not closed):
+            raise ValueError("A contour needs finite points, 3 n + 1 of them if it is open and 3 n if it is closed.")
         if closed:
             p = np.concatenate([p, p[:1]])
         ends = p[::3]

@@ -218,7 +218,8 @@ def _cached(model_id: str, revision: str | None, dtype: torch.dtype, allow_pickl
 
 
 def editing_settings(folder: Path) -> dict[str, dict[str, Any]]:
-    """A model folder's editing.json: method name -> the settings that suit this model; {} where there is none.
+    """A model folder's editing.json: method name (or "refine", "sketch") -> the settings that suit this model; {} where
+    there is none.
 
     How far a step should go depends on a model's latents and on how sharply it tells two prompts apart, so a model may
     bring what was found to suit it, as the built-in one does.

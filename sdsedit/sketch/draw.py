@@ -26,17 +26,18 @@ from sdsedit.edit import StepReport, _check_number, _check_prompt, _check_whole,
 from sdsedit.errors import InputRefused
 from sdsedit.guidance import configured
 from sdsedit.guidance.base import Prompts
-from sdsedit.guidance.sample import mean_maps, sample
+from sdsedit.guidance.sample import likelihood, mean_maps, sample
 from sdsedit.prior.base import Prior
 from sdsedit.render.strokes import NONZERO, STROKE, Drawing, Topology, render
 from sdsedit.representations.sketch import Augment, Page, Rates, Term, ink
-from sdsedit.sketch.start import blur, directions, first_strokes, probabilities, start_points, xdog
+from sdsedit.sketch.start import blur, directions, first_strokes, lines, probabilities, start_points, xdog
 from sdsedit.sketch.terms import clip_terms, own_terms
 from sdsedit.sketch.trace import trace
 
 Style = Literal["ink", "colour", "icon"]
 STYLES: tuple[Style, ...] = ("ink", "colour", "icon")
 MIN_STROKES, MAX_STROKES = 4, 2048
+_CONTRAST = 2.2  # of the guide of an ink drawing
 WORDS = {"drawing": "a minimal black ink line drawing of {}, on white paper", "colour": "{}, on a white background"}
 """How a model is asked for a drawing, unless its folder's editing.json says better ("sketch": {"drawing": ...})."""
 
@@ -53,7 +54,8 @@ class SketchConfig:
     seed: int = 0
     distillation: float = 0.5  # 0 .. 1, its share of the gradient; the rest is likeness to the guide
     method: str = "sds"  # which distillation: a name of guidance.METHODS that knows no source
-    guide_steps: int = 25
+    guide_steps: int = 20
+    guides: int = 2  # pictures that are drawn first, 1 .. 16; the one that says the words best is the guide
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,8 @@ def check_sketch(prompt: str, config: SketchConfig) -> None:
     _check_whole("strokes", config.strokes, MIN_STROKES, MAX_STROKES)
     _check_whole("steps", config.steps, 1, 10_000)
     _check_whole("seed", config.seed, 0, 2**63 - 1)
+    _check_whole("guide_steps", config.guide_steps, 1, 1000)
+    _check_whole("guides", config.guides, 1, 16)
     _check_number("width", config.width, 0.1, 20)
     _check_number("distillation", config.distillation, 0, 1)
     if config.style not in STYLES:
@@ -242,15 +246,22 @@ def _prompts(prior: Prior, prompt: str, config: SketchConfig, notes: list[str]) 
 def _guide(
     prior: Prior, prompts: Prompts, config: SketchConfig, generator: torch.Generator
 ) -> tuple[Tensor, AttentionMaps]:
-    """The model's own picture of the words [1, 3, H, W] and the attention while it was made."""
+    """The model's own picture of the words [1, 3, H, W] and the attention while it was made: of several, the one that
+    the model itself takes for the words most of all (VectorFusion, arXiv:2211.11319, asks CLIP)."""
     cells = prior.native // prior.factor
-    noise = torch.randn(1, prior.channels, cells, cells, generator=generator).to(prior.device)
+    noise = torch.randn(config.guides, prior.channels, cells, cells, generator=generator).to(prior.device)
+    eps = torch.randn(1, prior.channels, cells, cells, generator=generator).to(prior.device)
     settings = prior.editing.get("sketch", {})
     with torch.inference_mode():
         steps = list(sample(prior, prompts, noise, config.guide_steps, float(settings.get("scale", 5.0))))
-        guide = prior.decode(steps[-1][0])
+        best = int(likelihood(prior, prompts, steps[-1][0], eps).argmax()) if config.guides > 1 else 0
+        guide = prior.decode(steps[-1][0][best : best + 1])
+        if config.style == "ink":  # grey pencil is ink that the autoencoder lost
+            guide = (1 - _CONTRAST * (1 - guide.mean(1, keepdim=True))).clamp(0.05, 1).expand(-1, 3, -1, -1)
         maps = mean_maps([m for _, m in steps if m is not None])
-    return guide.clone(), AttentionMaps(maps.cross.clone(), None if maps.refined is None else maps.refined.clone())
+        cross = maps.cross[best : best + 1].clone()
+        refined = None if maps.refined is None else maps.refined[best : best + 1].clone()
+    return guide.clone(), AttentionMaps(cross, refined)
 
 
 def _place(maps: AttentionMaps, token: int, size: tuple[int, int], share: float = 0.5) -> Tensor:  # [H, W] in 0..1
@@ -283,8 +294,8 @@ def _start(
         topology = Topology((NONZERO,) * len(rings), tuple(((len(r) // 3, True),) for r in rings), (True,) * len(rings))
         points = torch.cat(rings) if rings else guide.new_zeros(0, 2)
         return Shapes(topology, points, guide.new_zeros(len(rings), 2), colours, paper), None
-    edges = xdog(guide)[0, 0]
-    p = probabilities(where, blur(edges[None, None], 0.7)[0, 0])
+    edges = torch.maximum(lines(guide), 0.4 * xdog(guide))[0, 0]
+    p = probabilities(where, edges)
     along = directions(guide)
     points = start_points(p, width, config.strokes, generator, apart=_reach(config, width))
     length = _length(config, width)
@@ -337,7 +348,7 @@ def _renew(
     if not len(rows):
         return
     missing = (page.picture() - guide).abs().amax(1, keepdim=True) if config.style != "ink" else page.picture() - guide
-    missing = blur(missing.mean(1, keepdim=True).clamp(min=0), 1.0)[0, 0] * where
+    missing = blur(missing.mean(1, keepdim=True).clamp(min=0), 1.0)[0, 0] * where * (0.1 + lines(guide)[0, 0])
     p = probabilities(missing / missing.max().clamp(min=1e-6), None, share=0.02)
     points = start_points(p, width, len(rows), generator, apart=_reach(config, width))
     first = first_strokes(points, along, (height, width), _length(config, width), generator)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from sdsedit.errors import InputRefused
 from sdsedit.io.images import to_array
-from sdsedit.io.svg import Contours, SvgDocument, SvgShape, animate_svg, new_svg, read_svg
+from sdsedit.io.svg import SvgDocument, SvgShape, animate_svg, new_svg, read_svg
 from sdsedit.render.strokes import EVENODD, STROKE
 from sdsedit.sketch.change import SvgResult, _parts
 from sdsedit.sketch.draw import SketchResult

@@ -334,8 +334,8 @@ def _room(rows, used, more):
 
 @_compiled()
 def _within(x, low, high):
-    """x as an integer; clamped before, for a float may be larger than any integer."""
-    return int(min(max(x, low), high))
+    """x as an integer; clamped before, for a float may be larger than any integer. NaN gives low."""
+    return high if x >= high else (int(x) if x > low else low)
 
 
 @_compiled()
@@ -617,7 +617,8 @@ def _edge(g, x, y, steps):
             density = (y1 - y0) / (x1 - x0) if x1 - x0 > 1e-9 else 0.0  # height for each pixel to the right
             if x0 < 0:
                 steps[j, 0] += np.float32(-x0 * density)
-            for i in range(int(max(x0, 0.0)), _within(np.ceil(x1), 1, SIDE)):
+            column = int(max(x0, 0.0))
+            for i in range(column, max(column + 1, _within(np.ceil(x1), 1, SIDE))):
                 low, high = max(x0, np.float64(i)), min(x1, i + 1.0)
                 height = (high - low) * density if density != 0 else y1 - y0
                 left = (low + high) / 2 - i  # this share of the pixel lies left of the edge

@@ -25,6 +25,9 @@ memory is needed: the size of the cubics, the number of entries and, where there
 With TRITON_INTERPRET=1 in the environment before this module is loaded the same kernels run on CPU tensors.
 """
 
+# Triton need not be there where types are checked, and kernels have none.
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportOperatorIssue=false
+
 from __future__ import annotations
 
 import os
@@ -227,7 +230,7 @@ class _Paint(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor):  # [B, 3, H, W]
+    def backward(ctx, grad: Tensor):  # [B, 3, H, W]  # pyright: ignore[reportIncompatibleMethodOverride]
         rows, bends, background = ctx.saved_tensors
         segments, lists, runs, tiles_x, tiles_y = ctx.rest
         batch, count, _ = rows.shape
