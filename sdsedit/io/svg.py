@@ -297,6 +297,9 @@ def _scan(data: bytes, name: str) -> _Tree:
         if what not in tree.unsafe:
             tree.unsafe.append(what)
 
+    def undeclared(prefix: str) -> InputRefused:
+        return InputRefused(f"{name} is not well-formed XML: the prefix {printable(prefix, 40)} is not declared.")
+
     def start_tag(tag: str, attributes: dict[str, str]) -> None:
         nonlocal cut_at, attributes_seen
         attributes_seen += len(attributes)
@@ -310,7 +313,9 @@ def _scan(data: bytes, name: str) -> _Tree:
             if len(scope) > 100:
                 raise InputRefused(f"{name} declares more than 100 namespaces: save it as plain SVG.")
         prefix, _, local = tag.rpartition(":")
-        namespace = scope.get(prefix, "?")
+        if prefix not in scope:
+            raise undeclared(prefix)
+        namespace = scope[prefix]
         start = parser.CurrentByteIndex
         rest = _TAG_REST.match(data, start)
         assert rest is not None
@@ -344,6 +349,8 @@ def _scan(data: bytes, name: str) -> _Tree:
         handlers = False
         for key, value in element.attributes.items():
             prefix, _, local = key.rpartition(":")
+            if prefix not in scope and prefix != "xmlns":
+                raise undeclared(prefix)
             if len(value) > MAX_VALUE and local not in ("href", "src"):
                 most = 50 * MAX_VALUE if key in ("d", "points") else MAX_VALUE
                 if len(value) > most:
@@ -1248,6 +1255,9 @@ class _Page:
             fixed = fixed or "it is animated"
         if element.name != "path" and self.sheet.tags & {element.name, "path"}:
             fixed = fixed or "a style rule is made for its tag"
+        far = max(np.abs(points).max() for points, _ in (*contours, *outline))
+        if far > 0.1 * MAX_NUMBER or max(map(abs, _inverse(matrix)[:4])) > 3e4:  # new numbers might be refused
+            fixed = fixed or "its numbers are too large to be written again"
         cap, join = style["stroke-linecap"].lower(), style["stroke-linejoin"].lower()
         self.shapes.append(
             SvgShape(
@@ -1473,7 +1483,7 @@ def _painted(shape: SvgShape, scale: float, opacity: float = 1.0) -> dict[str, s
         alpha = min(max(colour[3] / opacity, 0.0), 1.0) if colour and opacity > 0 else 1.0
         found[f"{name}-opacity"] = _number(alpha, 3)
     found["fill-rule"] = shape.rule
-    found["stroke-width"] = _number(shape.width / scale, _decimals(scale))
+    found["stroke-width"] = _number(min(shape.width / scale, MAX_NUMBER), _decimals(scale))
     return found | {"stroke-linecap": shape.cap, "stroke-linejoin": shape.join}
 
 

@@ -148,8 +148,20 @@ def _even(frame: np.ndarray) -> np.ndarray:
 
 def _gif(frames: list[np.ndarray]) -> bytes:
     """All frames in the colours of the finished drawing, so that none of them flickers."""
-    palette = Image.fromarray(frames[-1]).quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    first, *others = (Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
+    chosen = Image.fromarray(frames[-1]).quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).getpalette()
+    assert chosen is not None
+    palette = np.array(chosen, np.int64).reshape(-1, 3)
+
+    def indexed(frame: np.ndarray) -> Image.Image:
+        """Pillow's own mapping takes white for 252, 252, 252."""
+        packed, where = np.unique(frame.astype(np.int64) @ (65536, 256, 1), return_inverse=True)
+        colours = np.stack([packed >> 16, (packed >> 8) & 255, packed & 255], axis=1)
+        nearest = np.square(colours[:, None] - palette).sum(-1).argmin(1).astype(np.uint8)
+        image = Image.fromarray(nearest[where.reshape(frame.shape[:2])], "P")
+        image.putpalette(chosen)
+        return image
+
+    first, *others = map(indexed, frames)
     buffer = io.BytesIO()
     times = [1000 // _RATE] * len(others) + [round(1000 * _HOLD)]
     first.save(buffer, "GIF", save_all=True, append_images=others, duration=times, loop=0)

@@ -19,8 +19,9 @@ The first walk paints and keeps the dot product (one number a pixel and run, not
 goes from the top down and knows T_i. So nothing is divided by 1 - alpha, and an opaque shape is nothing special.
 
 Every entry has its own slot of ten numbers for the sums over its pixels, and the slots of a row are then added in their
-order: no atomics, the same bits every time. The host waits for the device three times, for numbers that say how much
-memory is needed: the size of the cubics, the number of entries and, where there will be a backward, that of runs.
+order, as torch on CUDA sorts before it adds what meets in one point: no atomics, the same bits every time. The host
+waits for the device three times, for numbers that say how much memory is needed: the size of the cubics, the number of
+entries and, where there will be a backward, that of runs.
 
 With TRITON_INTERPRET=1 in the environment before this module is loaded the same kernels run on CPU tensors.
 """
@@ -56,10 +57,9 @@ OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 TILE = tl.constexpr(SIDE)
 PIXELS = tl.constexpr(SIDE * SIDE)
 ROW = tl.constexpr(COLUMNS)
-STROKE = tl.constexpr(layout.STROKE)
 NONZERO = tl.constexpr(layout.NONZERO)
 EVENODD = tl.constexpr(layout.EVENODD)
-BUTT = tl.constexpr(3)  # an open contour with butt caps; STROKE is one with round caps or none
+BUTT = tl.constexpr(3)  # a stroke's open contour with butt caps; layout.STROKE is one with round caps or none
 
 
 def render(drawing: Drawing, height: int, width: int) -> Tensor:  # [B, 3, height, width] in 0..1, float32
@@ -91,7 +91,7 @@ class _Segments:
     ends: Tensor  # int64 [S, 2], vertices
     shape: Tensor  # int64 [S]
     contour: Tensor  # int64 [S, 2], the first and the last segment of the same contour
-    kind: Tensor  # int32 [S]: STROKE, NONZERO, EVENODD, BUTT
+    kind: Tensor  # int32 [S]: layout.STROKE, NONZERO, EVENODD, BUTT
 
 
 def _segments(topology: Topology, pieces: Chords, device: torch.device) -> _Segments:
