@@ -23,7 +23,6 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -92,7 +91,8 @@ def drawing_of(noun: str, worn: str | None, lines: bool) -> bytes:
         body = re.sub(r'fill="#[0-9a-fA-F]+"', 'fill="none" stroke="#222" stroke-width=".7"', body)
         body = body.replace('<g fill="none">', "<g>")
     sides = 'viewBox="0 0 128 128" width="512" height="512"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {sides}><rect width="128" height="128" fill="#fff"/>{body}</svg>'.encode()
+    paper = '<rect width="128" height="128" fill="#fff"/>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {sides}>{paper}{body}</svg>'.encode()
 
 
 def rasterised(svg: bytes, side: int = SIDE) -> Image.Image:
@@ -212,8 +212,7 @@ def sketches(workers: int) -> None:
             f"| {variant} | {mean['noun']:.2f} | {statistics.mean(worn):.2f} | {mean['strokes']:.0f} | "
             f"{mean['seconds']:.1f} | {100 * mean['renderer']:.1f} % |"
         )
-    lines += ["", f"The three last rows are of 64 strokes. {__doc__.split('Beside', 1)[1].strip()}".replace("the full", "")]
-    lines[-1] = "`start`, `likeness` and `distillation` have 64 strokes; the head of benchmarks/sketches.py says what they are."
+    lines += ["", "`start`, `likeness` and `distillation` have 64 strokes; benchmarks/sketches.py says what they are."]
     lines += ["", "![sketches](../gallery/sketches.png)", ""]
     (OUT / "sketches.md").write_text("\n".join(lines))
     plain = [{k: v for k, v in row.items() if k not in ("svg", "guide", "attention")} for row in rows]
@@ -231,11 +230,9 @@ def sketches(workers: int) -> None:
         for variant in shown:
             (folder / f"{prompt.replace(' ', '-')}.{variant.replace(' ', '-')}.svg").write_bytes(mine[variant]["svg"])
     sheet(pages, ["guide", "attention", *shown], SIDE).save(GALLERY / "sketches.png", optimize=True)
-    base = [
-        (p, [rasterised(next(r for r in rows if r["prompt"] == p and r["variant"] == v)["svg"]) for v in wanted])
-        for p in PROMPTS
-        for wanted in [("start", "likeness", "distillation", "64 strokes")]
-    ]
+    svgs = {(row["prompt"], row["variant"]): row["svg"] for row in rows}
+    wanted = ("start", "likeness", "distillation", "64 strokes")
+    base = [(prompt, [rasterised(svgs[prompt, variant]) for variant in wanted]) for prompt in PROMPTS]
     titles = ("start alone", "likeness alone", "distillation alone", "all")
     sheet(base, titles, 128).save(OUT / "sketches.png", optimize=True)
 
@@ -245,7 +242,8 @@ def edits(workers: int) -> None:
         rows = pool.map(one_edit, EDITS, chunksize=1)
     folder = GALLERY / "svg"
     folder.mkdir(parents=True, exist_ok=True)
-    pages, lines = [], ["| edit | shapes | kept byte for byte | changed | removed | added | seconds |", "|---" * 7 + "|"]
+    pages = []
+    lines = ["| edit | shapes | kept byte for byte | changed | removed | added | seconds |", "|---" * 7 + "|"]
     for row in rows:
         name = row["name"].replace(" ", "-")
         (folder / f"{name}.before.svg").write_bytes(row["before"])
@@ -268,7 +266,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="fewer steps, for a look")
     args = parser.parse_args()
     if args.steps:
-        VARIANTS.update({name: replace(config, steps=min(args.steps, config.steps)) for name, config in VARIANTS.items()})
+        for name, config in VARIANTS.items():
+            VARIANTS[name] = replace(config, steps=min(args.steps, config.steps))
     if args.only != "edits":
         sketches(args.workers)
     if args.only != "sketches":

@@ -49,7 +49,7 @@ class Page:
         g = sum_k weight_k g_k / |g_k|            g_k = d term_k / d page
 
     so that the weights *are* the shares, whatever units a term has. `shares` has those of the last step: a term
-    without a gradient has 0.
+    without a gradient, or with one that is not finite, has 0.
     """
 
     def __init__(
@@ -103,9 +103,8 @@ class Page:
             (self.opacity, rates.opacity),
             (self.background, rates.background),
         ]
-        self._moving = [(parameter, rate) for parameter, rate in groups if rate > 0 and parameter.numel()]
         self.optimizer = torch.optim.Adam(
-            [{"params": [p], "lr": rate, "first": rate} for p, rate in self._moving], betas=(0.9, 0.9), eps=1e-6
+            [{"params": [p], "lr": rate, "first": rate} for p, rate in groups if rate > 0], betas=(0.9, 0.9), eps=1e-6
         )
         self._z_src = None if source is None else prior.encode(source).detach()
 
@@ -153,8 +152,9 @@ class Page:
             total, weights = torch.zeros_like(self._leaf), {}
             for name, (weight, g) in gradients.items():
                 norm = g.norm()
-                weights[name] = weight * (norm > 0)
-                total = total + weight * g / norm.clamp(min=1e-12)
+                sound = norm.isfinite() & (norm > 0)  # half precision may overflow in a network: the others go on
+                weights[name] = weight * sound
+                total = total + torch.where(sound, weight * g / norm.clamp(min=1e-12), 0.0)
             whole = max(float(sum(weights.values())), 1e-12)
             self.shares = {name: float(weight) / whole for name, weight in weights.items()}
             self.optimizer.zero_grad(set_to_none=True)

@@ -50,7 +50,7 @@ class SketchConfig:
     style: Style = "ink"  # ink: black strokes; colour: strokes with colours; icon: filled areas
     background: bool = False  # draw the words' surroundings too, or leave the paper white
     width: float = 1.0  # 0.1 .. 20, multiplies the strokes' width
-    steps: int = 150  # 1 .. 10000
+    steps: int = 120  # 1 .. 10000
     seed: int = 0
     distillation: float = 0.5  # 0 .. 1, its share of the gradient; the rest is likeness to the guide
     method: str = "sds"  # which distillation: a name of guidance.METHODS that knows no source

@@ -24,7 +24,7 @@ from sdsedit.sketch.change import SvgResult, _parts
 from sdsedit.sketch.draw import SketchResult
 
 SIDE = 512  # pixels, the longer side of a sketch's page
-MAX_PICTURE = 2048  # pixels, the longer side of a picture of a drawing
+MAX_PICTURE = 2048  # pixels, the longer side of a picture of a drawing, which has at least SIDE
 _RATE = 20  # frames a second: a GIF counts in hundredths of a second, and most players are slow below 5 of them
 _HOLD = 1.5  # seconds that the finished drawing stands at the end
 _CODECS = ("vp09", "mp4v")  # VP9 plays in browsers, and the free builds of OpenCV write no H.264
@@ -49,10 +49,10 @@ def edited_document(result: SvgResult) -> SvgDocument:
 
 
 def draw_page(document: SvgDocument, side: int | None = None) -> np.ndarray:  # [H, W, 3] uint8
-    """A drawing as our renderer draws it on white, `side` pixels on the longer side; None: the page's own, at most
-    MAX_PICTURE."""
+    """A drawing as our renderer draws it on white, `side` pixels on the longer side; None: as many as the page has, if
+    they are SIDE to MAX_PICTURE."""
     longer = max(document.width, document.height)
-    return _page(document, (side or min(max(round(longer), 1), MAX_PICTURE)) / longer)
+    return _page(document, (side or min(max(round(longer), SIDE), MAX_PICTURE)) / longer)
 
 
 def animation(data: bytes, suffix: str) -> bytes:

@@ -50,7 +50,7 @@ def otsu(values: Tensor, bins: int = 64) -> float:
     sums = (counts * centres).cumsum(0)
     m0, m1 = sums / below.clamp(min=1), (sums[-1] - sums) / above.clamp(min=1)
     best = (below * above * (m0 - m1).square()).argmax()
-    return float(low + (high - low) * (best + 0.5) / bins)
+    return float(low + (high - low) * (best + 1) / bins)  # the upper end of the lower class's last bin
 
 
 def blur(image: Tensor, sigma: float) -> Tensor:  # [B, C, H, W], pixels
@@ -66,8 +66,8 @@ def blur(image: Tensor, sigma: float) -> Tensor:  # [B, C, H, W], pixels
 
 
 def probabilities(
-    attention: Tensor,  # [1, 1, H, W] in 0..1
-    edges: Tensor | None,  # [1, 1, H, W] in 0..1
+    attention: Tensor,  # [H, W] in 0..1
+    edges: Tensor | None,  # [H, W] in 0..1
     share: float = 0.06,
     floor: float = 0.05,  # attention below it gets no stroke
 ) -> Tensor:  # [H W], sums to 1
@@ -89,7 +89,7 @@ def probabilities(
         p = (a / tau).softmax(0)
         entropy = -torch.special.xlogy(p, p).sum()
         low, high = (tau, high) if entropy < wanted else (low, tau)
-    return p.float()
+    return (a / math.sqrt(low * high)).softmax(0).float()
 
 
 def start_points(

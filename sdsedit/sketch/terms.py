@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,11 +50,11 @@ def clip_terms(guide: Tensor, prompt: str, folder: str | Path = CLIP) -> dict[st
     """Likeness in CLIP (arXiv:2103.00020): hidden layers 3, 6, 9 of the picture tower, as CLIPasso (arXiv:2202.05822)
     has it with a ResNet's, and 1 - cos of page and prompt. None where its weights are not on this machine: nothing is
     downloaded."""
-    from transformers import CLIPModel, CLIPTokenizerFast
+    from transformers import CLIPModel, CLIPTokenizer
 
     try:
-        model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        tokenizer = CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
+        model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError):
         return None
     model = model.eval().requires_grad_(False).to(guide.device)

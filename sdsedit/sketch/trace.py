@@ -48,9 +48,10 @@ def trace(
         mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
         number, components, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
         for c in range(1, number):
-            area = stats[c, cv2.CC_STAT_AREA] / _FINE**2
+            if stats[c, cv2.CC_STAT_AREA] / _FINE**2 < least:
+                continue
             one = components == c
-            if area < least or (inside is not None and inside[one].mean() < 0.3):
+            if inside is not None and inside[one].mean() < 0.3:
                 continue
             outlines, _ = cv2.findContours(one.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
             outline = max(outlines, key=len)[:, 0].astype(np.float64)
