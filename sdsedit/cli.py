@@ -780,8 +780,8 @@ def _svg_job(
     document = svg.read_svg_bounded(Path(input))
     sha256 = hashlib.sha256(Path(input).read_bytes()).hexdigest()
     names = record.drawing_names(output, pictures)
-    pixels = min(document.width, PICTURE_SIDE) * min(document.height, PICTURE_SIDE)
-    record.check_outputs(names, [Path(input)], arguments.overwrite, round(pixels))
+    width, height = (min(max(round(side), SKETCH_SIDE), PICTURE_SIDE) for side in (document.width, document.height))
+    record.check_outputs(names, [Path(input)], arguments.overwrite, width * height)
     return _SvgJob(document, Path(input), sha256, names, wanted, metadata, stop_after)
 
 

@@ -36,7 +36,7 @@ class Augment:
     """Views of the page that the model sees, DiffSketcher's augmentations: a random crop and a random perspective, with
     the page's own colour beyond its edge (theirs is black on a white page)."""
 
-    views: int = 2  # a step; 0: the page itself, once
+    views: int = 1  # a step; 0: the page itself, once
     crop: float = 0.8  # least share of the side
     perspective: float = 0.25  # how far a corner moves, share of half the side
 

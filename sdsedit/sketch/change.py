@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sdsedit.attention.words import changed_words
 from sdsedit.edit import (
     Edit,
     EditConfig,
@@ -41,7 +42,7 @@ from sdsedit.prior.base import Prior
 from sdsedit.render.strokes import EVENODD, NONZERO, STROKE, Topology
 from sdsedit.representations.image import working_size
 from sdsedit.representations.sketch import Page, Rates, Term, ink
-from sdsedit.sketch.draw import Shapes
+from sdsedit.sketch.draw import Shapes, inked
 from sdsedit.sketch.start import blur, directions, first_strokes, probabilities, start_points, xdog
 from sdsedit.sketch.trace import trace
 
@@ -50,9 +51,7 @@ from sdsedit.sketch.trace import trace
 class SvgConfig:
     """How to change a drawing."""
 
-    edit: EditConfig = field(
-        default_factory=EditConfig
-    )  # of the look; its seed is the seed of all
+    edit: EditConfig = field(default_factory=EditConfig)  # of the look; its seed is the seed of all
     share: float = 0.5  # 0 .. 1: of a shape's visible ink inside the mask, from which on it may change
     added: int = 24  # new shapes at most, 0 .. 512
     steps: int = 60  # of the optimisation of shapes, 1 .. 10000
@@ -110,46 +109,57 @@ def change(
     started = time.perf_counter()
     config = config or SvgConfig()
     check_change(request, config)
-    size = working_size((round(document.height), round(document.width)), prior.native, prior.multiple)
+    proportions = (max(round(64 * document.height), 1), max(round(64 * document.width), 1))  # pages may be tiny
+    size = working_size(proportions, prior.native, prior.multiple)
     parts = _parts(document, size)
     before = parts.shapes.picture(size)
-    look_steps = 0
+    look_steps, cancelled = 0, False
 
     def report_look(step: StepReport) -> bool | None:
-        nonlocal look_steps
+        nonlocal look_steps, cancelled
         look_steps = step.total
-        return on_step(SvgStep(step.index, step.total + config.steps, step.preview)) if on_step else None
+        go_on = on_step(SvgStep(step.index, step.total + config.steps, step.preview)) if on_step else None
+        cancelled = go_on is False
+        return go_on
 
     look = edit(before, prior, request, config.edit, report_look)
+    new_words = changed_words(prior.tokenize, request.source, request.target).tokens
+    removal = not request.words and request.mask is None and not new_words
+    wanted = look.image
+    if lines := _is_line_drawing(parts, size):
+        wanted = inked(wanted)
     notes = list(look.notes)
     where = (look.mask > 0.5).float()
-    if look.stopped or not where.any():
+    stopped = look.stopped or ("cancelled" if cancelled else "")  # a look's last step does not call itself so
+    if stopped or not where.any():
         data = write_svg(document)
         return SvgResult(
             data, document, {}, (), (), (0.0,) * len(document.shapes), before, before, look, look.steps_done,
-            look.stopped, tuple(notes), time.perf_counter() - started,
+            stopped, tuple(notes), time.perf_counter() - started,
         )  # fmt: skip
-    shares = _shares(parts, where, len(document.shapes))
+    # What is taken away must go whole, and attention knows its place to a cell or so.
+    near = F.max_pool2d(where, 2 * prior.factor - 1, stride=1, padding=prior.factor - 1) if removal else where
+    shares = _shares(parts, near, len(document.shapes))
     free_shape = torch.tensor(
         [share >= config.share and shape.editable for share, shape in zip(shares, document.shapes, strict=True)]
     )
-    gone = _gone(parts, free_shape, look.image, where, size)
+    gone = _gone(parts, free_shape, wanted, where, size, 1.0 if removal else 0.98)
     kept_rows = [row for row, owner in enumerate(parts.owner) if owner not in gone]
-    shapes = _recoloured(parts, kept_rows, free_shape, document, look.image, where, size)
+    shapes = _recoloured(parts, kept_rows, free_shape, document, wanted, where, size)
     owner = [parts.owner[row] for row in kept_rows]
     index = parts.index_of(kept_rows)
     generator = torch.Generator().manual_seed(config.edit.seed)
-    new = _new_shapes(shapes, document, look.image, where, size, config.added, generator)
+    new = _new_shapes(shapes, document, lines, wanted, where, size, config.added, generator)
     both, index = _joined(shapes, new, index)
     free = torch.tensor([bool(free_shape[each]) for each in owner] + [True] * len(new.topology), dtype=torch.bool)
     method = configured(config.edit.method, config.edit.strength, prior.editing)
     page = Page(
         both.topology, both.points, both.widths, both.colours, both.background, size, prior, config.steps, generator,
-        Rates(points=0.3, widths=0.03, colours=0.01, opacity=0.0), None, config.distillation,
-        _likeness(prior, look.image, where, 1 - config.distillation), free, before,
-        F.adaptive_max_pool2d(where, (size[0] // prior.factor, size[1] // prior.factor)), index=index,
+        Rates(points=0.3, widths=0.03, colours=0.0 if lines else 0.01, opacity=0.0), None, config.distillation,
+        _likeness(prior, wanted, where, 1 - config.distillation), free=free, source=before,
+        mask=F.adaptive_max_pool2d(where, (size[0] // prior.factor, size[1] // prior.factor)), index=index,
     )  # fmt: skip
-    steps, stopped = 0, ""
+    steps = 0
     if free.any():
         words, mask_from = _words(prior, request, method, [])
         prompts = _prompts(prior, request, words.tokens, mask_from, [])
@@ -162,7 +172,7 @@ def change(
         steps, stopped = run.steps_done, run.stopped
     else:
         notes.append("No shape lies mostly inside the place of the change, and nothing new was found to draw there.")
-    changed, added = _written_back(page, document, parts, kept_rows, owner, free_shape, len(new.topology), look, where)
+    changed, added = _written_back(page, document, parts, kept_rows, owner, free_shape, wanted, where)
     data = write_svg(document, changed, tuple(sorted(gone)), added)
     after = _parts(replace(document, shapes=_final(document, changed, gone, added)), size).shapes.picture(size)
     return SvgResult(
@@ -226,7 +236,13 @@ def _parts(document: SvgDocument, size: tuple[int, int]) -> _Parts:
             owner.append(number)
             stroke.append(is_stroke)
     topology = Topology(tuple(kinds), tuple(contours), tuple(caps))
-    shapes = Shapes(topology, torch.cat(points), torch.tensor(widths), torch.tensor(colours).float(), torch.ones(3))
+    shapes = Shapes(
+        topology,
+        torch.cat([torch.zeros(0, 2), *points]),  # of none if all shapes are gone
+        torch.tensor(widths).view(-1, 2),
+        torch.tensor(colours).view(-1, 4).float(),
+        torch.ones(3),
+    )
     return _Parts(shapes, tuple(owner), tuple(stroke), (across, down))
 
 
@@ -245,8 +261,21 @@ def _ink_by_owner(parts: _Parts, where: Tensor, count: int) -> tuple[list[float]
     return inside, whole
 
 
-def _gone(parts: _Parts, free: Tensor, wanted: Tensor, where: Tensor, size: tuple[int, int]) -> set[int]:
-    """The free shapes without which the drawing is nearer to the edited picture, from the top down."""
+def _is_line_drawing(parts: _Parts, size: tuple[int, int]) -> bool:
+    """Whether strokes show more ink than areas do; an area of nearly the whole page is paper."""
+    height, width = size
+    shown = ink(parts.shapes.drawing(), torch.ones(1, height, width))[0].tolist()
+    whole = float(height * width)
+    strokes = sum(amount for amount, is_stroke in zip(shown, parts.stroke, strict=True) if is_stroke)
+    areas = sum(a for a, is_stroke in zip(shown, parts.stroke, strict=True) if not is_stroke and a < 0.5 * whole)
+    return strokes > areas
+
+
+def _gone(
+    parts: _Parts, free: Tensor, wanted: Tensor, where: Tensor, size: tuple[int, int], enough: float
+) -> set[int]:
+    """The free shapes without which the drawing's distance from the edited picture is at most `enough` times as large,
+    from the top down."""
     rows = list(range(len(parts.owner)))
     target = blur(wanted, 0.7)
 
@@ -260,7 +289,7 @@ def _gone(parts: _Parts, free: Tensor, wanted: Tensor, where: Tensor, size: tupl
         if free[owner]:
             without = [row for row in rows if parts.owner[row] != owner]
             then = far(without)
-            if then < 0.98 * now:
+            if then <= enough * now:
                 rows, now = without, then
                 gone.add(owner)
     return gone
@@ -286,9 +315,15 @@ def _recoloured(
 
 
 def _new_shapes(
-    shapes: Shapes, document: SvgDocument, wanted: Tensor, where: Tensor, size: tuple[int, int], count: int,
+    shapes: Shapes,
+    document: SvgDocument,
+    lines: bool,
+    wanted: Tensor,
+    where: Tensor,
+    size: tuple[int, int],
+    count: int,
     generator: torch.Generator,
-) -> Shapes:  # fmt: skip
+) -> Shapes:
     """What the edited picture has and the drawing has not, as areas, or as strokes if the drawing is all strokes."""
     page = shapes.picture(size) if len(shapes.topology) else torch.ones_like(wanted)
     different = (blur(page, 0.7) - blur(wanted, 0.7)).abs().amax(1, keepdim=True) * where
@@ -296,13 +331,14 @@ def _new_shapes(
     empty = Shapes(Topology((), (), ()), torch.zeros(0, 2), torch.zeros(0, 2), torch.zeros(0, 4), torch.ones(3))
     if not count or place.sum() < 12:
         return empty
-    if all(shape.fill is None for shape in document.shapes):
+    if lines:
         edges = xdog(wanted)
         p = probabilities(place[0, 0], blur(edges, 0.7)[0, 0], share=0.03)
         points = start_points(p, size[1], count, generator, apart=2.0)
         first = first_strokes(points, directions(wanted), size, 0.08 * size[1], generator)
-        width = torch.tensor([shape.width for shape in document.shapes]).median() * size[1] / document.width
-        colour = torch.tensor([shape.stroke or (0, 0, 0, 1) for shape in document.shapes]).float().median(0).values
+        drawn = [shape for shape in document.shapes if shape.stroke is not None]
+        width = torch.tensor([shape.width for shape in drawn]).median() * size[1] / document.width
+        colour = torch.tensor([shape.stroke for shape in drawn]).float().median(0).values
         topology = Topology((STROKE,) * count, (((1, False),),) * count, (True,) * count)
         widths, colours = width.expand(count, 2).clone(), colour.expand(count, 4).clone()
         return Shapes(topology, first.flatten(0, 1), widths, colours, torch.ones(3))
@@ -346,14 +382,14 @@ def _likeness(prior: Prior, wanted: Tensor, where: Tensor, weight: float) -> dic
 
 
 def _written_back(
-    page: Page, document: SvgDocument, parts: _Parts, rows: list[int], owner: list[int], free: Tensor, added: int,
-    look: EditResult, where: Tensor,
+    page: Page, document: SvgDocument, parts: _Parts, rows: list[int], owner: list[int], free: Tensor, wanted: Tensor,
+    where: Tensor,
 ) -> tuple[dict[int, SvgShape], list[SvgShape]]:  # fmt: skip
     """The free shapes that did change, and the new ones that matter, in pixels of the document's page."""
     with torch.no_grad():
         drawing = page.drawing()
         final = Shapes(page.topology, drawing.points[0], drawing.widths[0], drawing.colours[0], drawing.background[0])
-    new = _that_matter(final, len(rows), look.image, where, page.size)
+    new = _that_matter(final, len(rows), wanted, where, page.size)
     back = torch.tensor([1 / parts.scale[0], 1 / parts.scale[1]])
     spans, changed = final.spans(), {}
     for number in range(len(document.shapes)):

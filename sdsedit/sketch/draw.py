@@ -23,7 +23,7 @@ from sdsedit.attention.localize import average, localize
 from sdsedit.attention.probe import AttentionMaps
 from sdsedit.attention.words import MODIFIERS, NUMBERS, changed_words, find_words
 from sdsedit.edit import StepReport, _check_number, _check_prompt, _check_whole, distill
-from sdsedit.errors import InputRefused
+from sdsedit.errors import InputRefused, printable
 from sdsedit.guidance import configured
 from sdsedit.guidance.base import Prompts
 from sdsedit.guidance.sample import likelihood, mean_maps, sample
@@ -36,6 +36,7 @@ from sdsedit.sketch.trace import trace
 
 Style = Literal["ink", "colour", "icon"]
 STYLES: tuple[Style, ...] = ("ink", "colour", "icon")
+METHODS = ("sds", "csd", "nfsd", "sbp")  # those of guidance.METHODS that know no source
 MIN_STROKES, MAX_STROKES = 4, 2048
 _CONTRAST = 2.2  # of the guide of an ink drawing
 WORDS = {"drawing": "a minimal black ink line drawing of {}, on white paper", "colour": "{}, on a white background"}
@@ -53,7 +54,7 @@ class SketchConfig:
     steps: int = 120  # 1 .. 10000
     seed: int = 0
     distillation: float = 0.5  # 0 .. 1, its share of the gradient; the rest is likeness to the guide
-    method: str = "sds"  # which distillation: a name of guidance.METHODS that knows no source
+    method: str = "sds"  # which distillation, one of METHODS
     guide_steps: int = 20
     guides: int = 2  # pictures that are drawn first, 1 .. 16; the one that says the words best is the guide
 
@@ -160,6 +161,8 @@ def sketch(
     places = torch.stack([_place(maps, k, size) for k in range(maps.cross.shape[1])])  # [tokens, H, W]
     attention = _union(places)
     shapes, tend = _start(guide, attention, config, generator, prior)
+    if not len(shapes.topology):
+        notes.append("The model's picture of the words has no areas to trace: try another seed, or strokes.")
     terms = _terms(prior, prompt, guide, prompts, config, generator, notes)
     rates = _rates(config)
     page = Page(
@@ -216,7 +219,10 @@ def check_sketch(prompt: str, config: SketchConfig) -> None:
     _check_number("width", config.width, 0.1, 20)
     _check_number("distillation", config.distillation, 0, 1)
     if config.style not in STYLES:
-        raise InputRefused(f"style is {config.style!r}; it must be one of {', '.join(STYLES)}.")
+        raise InputRefused(f"style is {printable(repr(config.style), 40)}; it must be one of {', '.join(STYLES)}.")
+    if config.method not in METHODS:
+        given = printable(repr(config.method), 40)
+        raise InputRefused(f"method is {given}; for a sketch, which has no source, it is one of {', '.join(METHODS)}.")
 
 
 def _prompts(prior: Prior, prompt: str, config: SketchConfig, notes: list[str]) -> tuple[str, tuple[str, ...], Prompts]:
@@ -238,9 +244,12 @@ def _prompts(prior: Prior, prompt: str, config: SketchConfig, notes: list[str]) 
             continue  # cut off: said above
         words += [word] * len(found.tokens)
         tokens += found.tokens
+    if not tokens:
+        raise InputRefused("The prompt is too long: the model reads none of the things that it names; say them first.")
     order = sorted(range(len(tokens)), key=tokens.__getitem__)
-    text = prior.encode_text([asked, "", "", ""])
-    return asked, tuple(words[k] for k in order), Prompts(*(text[k] for k in range(4)), tuple(tokens[k] for k in order))
+    text = prior.encode_text([asked, ""])
+    prompts = Prompts(text[0], text[1], text[1], text[1], tuple(tokens[k] for k in order))
+    return asked, tuple(words[k] for k in order), prompts
 
 
 def _guide(
@@ -256,12 +265,17 @@ def _guide(
         steps = list(sample(prior, prompts, noise, config.guide_steps, float(settings.get("scale", 5.0))))
         best = int(likelihood(prior, prompts, steps[-1][0], eps).argmax()) if config.guides > 1 else 0
         guide = prior.decode(steps[-1][0][best : best + 1])
-        if config.style == "ink":  # grey pencil is ink that the autoencoder lost
-            guide = (1 - _CONTRAST * (1 - guide.mean(1, keepdim=True))).clamp(0.05, 1).expand(-1, 3, -1, -1)
+        if config.style == "ink":
+            guide = inked(guide)
         maps = mean_maps([m for _, m in steps if m is not None])
         cross = maps.cross[best : best + 1].clone()
         refined = None if maps.refined is None else maps.refined[best : best + 1].clone()
     return guide.clone(), AttentionMaps(cross, refined)
+
+
+def inked(picture: Tensor) -> Tensor:  # [1, 3, H, W] in 0..1
+    """A line drawing in ink: the grey that an autoencoder makes of thin lines, darkened."""
+    return (1 - _CONTRAST * (1 - picture.mean(1, keepdim=True))).clamp(0.05, 1).expand(-1, 3, -1, -1)
 
 
 def _place(maps: AttentionMaps, token: int, size: tuple[int, int], share: float = 0.5) -> Tensor:  # [H, W] in 0..1

@@ -30,8 +30,8 @@ def xdog(
 
 
 def lines(picture: Tensor, reach: int = 12) -> Tensor:  # [1, 3, H, W] in 0..1 -> [1, 1, H, W] in 0..1
-    """Dark lines, a faint outline as much as a black eye: a difference of Gaussians (1.2 and 3.5 pixels at 128) where it
-    is positive, divided by its maximum within `reach` pixels. The inside of a wide dark area is no line."""
+    """Dark lines, a faint outline as much as a black eye: a difference of Gaussians (1.2 and 3.5 pixels at 128) where
+    it is positive, divided by its maximum within `reach` pixels. The inside of a wide dark area is no line."""
     grey = picture.mean(1, keepdim=True)
     scale = max(picture.shape[-2:]) / 128
     response = (blur(grey, 3.5 * scale) - blur(grey, 1.2 * scale)).clamp(min=0)
@@ -107,7 +107,7 @@ def start_points(
     for _ in range(count):
         if left.sum() <= 1e-12:
             left = p.cpu().clone()
-        pick = xy[torch.multinomial(left, 1, generator=generator).item()]
+        pick = xy[int(torch.multinomial(left, 1, generator=generator))]
         left = left * (1 - torch.exp(-(xy - pick).square().sum(-1) / (2 * apart * apart)))
         points.append(pick)
     return torch.stack(points)

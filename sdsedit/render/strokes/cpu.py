@@ -32,6 +32,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numba
@@ -131,7 +132,7 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 def _share_out(plan: Plan, kernel: Callable[[int, int], None]) -> None:
-    """kernel(start, stop) for ranges of tiles that are all of them, about equal in work, on torch's number of threads."""
+    """Call kernel(start, stop) for ranges of tiles of about equal work, on as many threads as torch uses."""
     tiles = len(plan.tile_runs) - 1
     threads = min(torch.get_num_threads(), os.cpu_count() or 1)
     if threads == 1 or len(plan.entries) + tiles < PARALLEL:
@@ -140,7 +141,7 @@ def _share_out(plan: Plan, kernel: Callable[[int, int], None]) -> None:
     work = np.arange(tiles + 1) + 2 * plan.tile_runs + plan.run_first[plan.tile_runs]
     bounds = np.searchsorted(work, np.linspace(0, work[-1], CHUNKS * threads + 1)).tolist()
     bounds[0], bounds[-1] = 0, tiles
-    chunks = iter(list(zip(bounds[:-1], bounds[1:], strict=True)))
+    chunks = iter(list(pairwise(bounds)))
 
     def run() -> None:
         for start, stop in chunks:  # a list's iterator gives each chunk to one thread only
@@ -195,7 +196,7 @@ class Plan(NamedTuple):
     rounds: np.ndarray  # bool [N]
 
 
-# --- preparation, in float64 and by IEEE's rules: the numbers of chords must be those of layout.chord_counts -----------
+# --- preparation, in float64 and by IEEE's rules: the numbers of chords must be those of layout.chord_counts ----------
 
 
 @_compiled()

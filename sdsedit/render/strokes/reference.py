@@ -16,10 +16,10 @@ along a chord of length l, which is 0 at its start and l at its end also when p 
     e  = max(|p - q| - r, -s, s - l)                      -s for the first chord, s - l for the last one
     c <- c (F(s) - F(s - l))                              1 for F(s) but in the first, 0 for F(s - l) but in the last
 
-and q, beyond such an end, is the place on the straight line through the chord. What a chord's round end adds counts only
-where its neighbour is rounded too, on the outside of their bend: a disc there would stick out of a cap close by. Chords
-shorter than SHORT are passed over: they have no direction. A contour that is one point has a round dot with round caps
-and nothing with butt caps, as SVG says.
+and q, beyond such an end, is the place on the straight line through the chord. What a chord's round end adds counts
+only where its neighbour is rounded too, on the outside of their bend: a disc there would stick out of a cap close by.
+Chords shorter than SHORT are passed over: they have no direction. A contour that is one point has a round dot with
+round caps and nothing with butt caps, as SVG says.
 
 A *filled area* covers a pixel by the exact area of the pixel's square inside it. Every edge of the (implicitly closed)
 polygon adds the signed area between itself and the square's right side; with A the sum over the edges,
