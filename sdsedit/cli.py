@@ -44,6 +44,8 @@ MIN_STRENGTH, MAX_STRENGTH = 0.1, 10.0
 MIN_STROKES, MAX_STROKES = 4, 2048
 MIN_WIDTH, MAX_WIDTH = 0.1, 20.0
 MAX_ADDED = 512
+SKETCH_STEPS, SKETCH_DISTILLATION = 120, 0.5  # defaults, as --help says
+SVG_SHARE, SVG_ADDED, SVG_STEPS = 0.5, 24, 60
 SKETCH_SIDE, PICTURE_SIDE = 512, 2048  # pixels: of a sketch's page, and at most of a picture of a drawing
 
 
@@ -242,12 +244,14 @@ def _parser() -> argparse.ArgumentParser:
         help=f"multiplies the width of strokes, {MIN_WIDTH:g} to {MAX_WIDTH:g} (default: 1)",
     )  # fmt: skip
     sketch.add_argument(
-        "--steps", type=_whole("steps", 1, MAX_STEPS), metavar="N", help=f"1 to {MAX_STEPS} (default: 200)"
-    )
+        "--steps", type=_whole("steps", 1, MAX_STEPS), default=SKETCH_STEPS, metavar="N",
+        help=f"1 to {MAX_STEPS} (default: %(default)s)",
+    )  # fmt: skip
     sketch.add_argument("--seed", type=_whole("seed", 0, MAX_SEED), default=0, metavar="N", help="one seed, one result")
     sketch.add_argument(
-        "--distillation", type=_number("distillation", 0, 1), metavar="S",
-        help="score distillation's share of the gradient, 0 to 1 (default: 0.5); likeness to the guide has the rest",
+        "--distillation", type=_number("distillation", 0, 1), default=SKETCH_DISTILLATION, metavar="S",
+        help="score distillation's share of the gradient, 0 to 1 (default: %(default)s); likeness to the guide has the "
+        "rest",
     )  # fmt: skip
     sketch.add_argument("--png", action="store_true", help="also write OUT.png, a picture of the drawing")
     sketch.add_argument(
@@ -281,17 +285,17 @@ def _parser() -> argparse.ArgumentParser:
         help='words of the prompt whose place is edited: "crown,top hat" (default: the new ones)',
     )
     svg.add_argument(
-        "--share", type=_number("share", 0, 1), metavar="S",
-        help="a shape may change if this much of what is seen of it lies in the place, 0 to 1 (default: 0.5)",
+        "--share", type=_number("share", 0, 1), default=SVG_SHARE, metavar="S",
+        help="a shape may change if this much of what is seen of it lies in the place, 0 to 1 (default: %(default)s)",
     )  # fmt: skip
     svg.add_argument(
-        "--added", type=_whole("added", 0, MAX_ADDED), metavar="N",
-        help=f"new shapes at most, 0 to {MAX_ADDED} (default: 24)",
+        "--added", type=_whole("added", 0, MAX_ADDED), default=SVG_ADDED, metavar="N",
+        help=f"new shapes at most, 0 to {MAX_ADDED} (default: %(default)s)",
     )  # fmt: skip
     svg.add_argument(
         "--steps", type=_whole("steps", 1, MAX_STEPS), metavar="N",
         help=f"of the look at the drawing as a picture, and again of its shapes, 1 to {MAX_STEPS} "
-        "(default: the method's own, and 60)",
+        f"(default: the method's own, and {SVG_STEPS})",
     )  # fmt: skip
     svg.add_argument("--seed", type=_whole("seed", 0, MAX_SEED), default=0, metavar="N", help="one seed, one result")
     svg.add_argument(
@@ -643,12 +647,10 @@ def _sketch(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
         style=arguments.style,
         background=arguments.background,
         width=arguments.width,
+        steps=arguments.steps,
         seed=arguments.seed,
+        distillation=arguments.distillation,
     )
-    if arguments.steps is not None:
-        config = replace(config, steps=arguments.steps)
-    if arguments.distillation is not None:
-        config = replace(config, distillation=arguments.distillation)
     job = _SketchJob(
         arguments.prompt, config, names, model, not arguments.no_metadata, arguments.preview_every or 0
     )  # fmt: skip
@@ -759,10 +761,7 @@ def _svg(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
     look = EditConfig(
         method=arguments.method, steps=arguments.steps, seed=arguments.seed, strength=arguments.strength
     )  # fmt: skip
-    config = SvgConfig(look)
-    for name in ("share", "added", "steps"):
-        if getattr(arguments, name) is not None:
-            config = replace(config, **{name: getattr(arguments, name)})
+    config = SvgConfig(look, arguments.share, arguments.added, arguments.steps or SVG_STEPS)
     result, _, data = _run_svg(job, request, config, interrupts, started)
     return _exit_code(result.stopped, result.steps_done, bool(data), interrupts)
 
@@ -805,7 +804,7 @@ def _run_svg(
     model = _model_record(job.model, prior)
     recipe = record.svg_recipe(printable(job.input.name, 200), job.sha256, request, config, result, model)
     data = b""
-    if not result.look.stopped:  # else no shape has been touched
+    if not result.stopped or result.steps_done > result.look.steps_done:  # else no shape has been touched
         data = result.written(record.dump(recipe) if job.metadata else None)
         record.write_all(_svg_files(job.names, result, data))
 

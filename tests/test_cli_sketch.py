@@ -1,4 +1,4 @@
-"""`sdsedit sketch`, `sdsedit svg` and their replay on a tiny real model: what is written, what is said, what is refused."""
+"""`sdsedit sketch`, `sdsedit svg` and their replay on a tiny real model: what is written, said, and refused."""
 
 from __future__ import annotations
 
@@ -111,11 +111,8 @@ def test_a_sketch_carries_its_recipe(drawn: tuple[Path, str], builtin_folder: Pa
     assert "Share of the gradient: distillation " in said and "Words looked for: cat, dog\n" in said
     assert re.search(r"^Time: .* s for 3 steps \(\d+ % of it in the renderer\)", said, re.M)
     assert re.search(r"^Written: .*cat\.svg, .*cat\.png", said, re.M)
-    for path in folder.iterdir():
-        assert (
-            str(folder).encode() not in path.read_bytes()
-            and str(builtin_folder.parent).encode() not in path.read_bytes()
-        )
+    for data in (path.read_bytes() for path in folder.iterdir()):
+        assert str(folder).encode() not in data and str(builtin_folder.parent).encode() not in data
 
 
 def test_pictures_beside_a_sketch_show_the_file(drawn: tuple[Path, str]):
@@ -358,7 +355,7 @@ def test_prompts(refused: Callable[..., str], builtin_folder: Path, prompt: str,
         ("--output", "https://example.org/o.svg", "The output is an address"),
         ("--model", "https://example.org/model", "The model is an address"),
         ("--output", "there.svg", "there.svg is there already: give another output name, or add --overwrite."),
-        ("--output", "folder.svg", "folder.svg is a folder: give the name of a SVG file."),
+        ("--output", "folder.svg", "folder.svg is a folder: give the name of a file."),
     ],
 )
 def test_values_of_a_sketch(refused: Callable[..., str], tmp_path: Path, option: str, value: str, sentence: str):
@@ -429,9 +426,12 @@ def test_no_such_drawing(refused: Callable[..., str], tmp_path: Path):
 
 
 def test_what_help_says_is_what_the_engine_holds():
-    from sdsedit.sketch import draw, files
+    from sdsedit.sketch import change, draw, files
 
     assert draw.STYLES == cli.STYLE_NAMES
     assert (draw.MIN_STROKES, draw.MAX_STROKES) == (cli.MIN_STROKES, cli.MAX_STROKES)
     assert (files.SIDE, files.MAX_PICTURE) == (cli.SKETCH_SIDE, cli.PICTURE_SIDE)
-    assert draw.SketchConfig().steps == 200 and draw.SketchConfig().distillation == 0.5  # as --help says
+    sketch, svg_edit = draw.SketchConfig(), change.SvgConfig()
+    assert (sketch.strokes, sketch.style, sketch.width) == (64, "ink", 1.0)
+    assert (sketch.steps, sketch.distillation) == (cli.SKETCH_STEPS, cli.SKETCH_DISTILLATION)
+    assert (svg_edit.share, svg_edit.added, svg_edit.steps) == (cli.SVG_SHARE, cli.SVG_ADDED, cli.SVG_STEPS)

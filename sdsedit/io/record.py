@@ -94,7 +94,7 @@ def check_outputs(names: Mapping[str, Path], inputs: Sequence[Path], overwrite: 
     for what, path in names.items():
         name = printable(path.name, 100)
         if path.is_dir():
-            raise InputRefused(f"{name} is a folder: give the name of a {path.suffix[1:].upper() or 'PNG'} file.")
+            raise InputRefused(f"{name} is a folder: give the name of a file.")
         same = any(path.exists() and other.exists() and path.samefile(other) for other in inputs)
         if same and (what != result or not overwrite):
             allowed = "; add --overwrite if that is meant" if what == result else ""

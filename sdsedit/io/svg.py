@@ -290,7 +290,7 @@ def _scan(data: bytes, name: str) -> _Tree:
     opened: list[int] = []
     scopes: list[dict[str, str]] = [{"xml": "http://www.w3.org/XML/1998/namespace", "": ""}]
     cut_at = 0  # depth of the outermost element that is being cut out, 0: none
-    attributes_seen = text_seen = 0
+    attributes_seen = text_seen = calls_seen = 0
 
     def unsafe(start: int, end: int, what: str) -> None:
         tree.cuts.append((start, end))
@@ -346,6 +346,7 @@ def _scan(data: bytes, name: str) -> _Tree:
         parser.CharacterDataHandler = text if listens else None
 
     def check_attributes(element: _Element, scope: dict[str, str]) -> None:
+        nonlocal calls_seen
         handlers = False
         for key, value in element.attributes.items():
             prefix, _, local = key.rpartition(":")
@@ -370,6 +371,11 @@ def _scan(data: bytes, name: str) -> _Tree:
                     element.href = value[1:]
             elif prefix == "":
                 handlers = handlers or key[:2].lower() == "on"
+                calls_seen += value.count("(")
+                if calls_seen > 2 * MAX_EXPANDED:
+                    raise InputRefused(
+                        f"{name} has more than {2 * MAX_EXPANDED:,} references or transforms: simplify it."
+                    )
                 if key not in ("d", "points", "id", "class") and not key.startswith(("aria-", "data-")):
                     check_css(value)
         if handlers:
@@ -452,9 +458,11 @@ def _check_references(tree: _Tree, name: str) -> None:
     """Refuse references that multiply, or that run in circles.
 
     size(element) = 1 + the sizes of its children and of all that it refers to, in one pass from the leaves up: a bomb
-    is found without setting it off, also one that only other programs would set off (in masks and patterns).
+    is found without setting it off, also one that only other programs would set off (in masks and patterns). A thousand
+    characters of attributes count as one more element: they take as long to read.
     """
     size = [0] * len(tree.elements)  # 0 new, -1 under way
+    too_many = InputRefused(f"{name} has references that make more than {MAX_EXPANDED:,} elements of it: simplify it.")
     for root in range(len(tree.elements)):
         waiting = [] if size[root] else [root]
         while waiting:
@@ -477,11 +485,10 @@ def _check_references(tree: _Tree, name: str) -> None:
             else:
                 waiting.pop()
                 if size[index] == -1:
-                    size[index] = 1 + sum(size[other] for other in drawn)
+                    values = (value for key, value in element.attributes.items() if key.rpartition(":")[2] != "href")
+                    size[index] = 1 + sum(map(len, values)) // 1000 + sum(size[other] for other in drawn)
                 if size[index] > MAX_EXPANDED:
-                    raise InputRefused(
-                        f"{name} has references that make more than {MAX_EXPANDED:,} elements of it: simplify it."
-                    )
+                    raise too_many
 
 
 def _recipe(tree: _Tree) -> str | None:
@@ -560,6 +567,7 @@ class _Sheet:
         self.tags: set[str] = set()  # that rules are made for
         self.rules: dict[str, list[_Rule]] = {}  # by the one word of their selector that is tried first
         self.applied = 0
+        self.known: dict[int, tuple[dict[str, str], dict[str, bool]]] = {}  # by the byte at which an element begins
         count = 0
         for element in tree.elements:
             if element.name != "style":
@@ -615,14 +623,16 @@ class _Sheet:
 
         From weak to strong: attributes, rules by rank, the style attribute, then the same with `!important`.
         """
-        classes = element.attributes.get("class", "").split()
+        if element.start in self.known:
+            return self.known[element.start]
+        classes = set(element.attributes.get("class", "").split())
         own = element.attributes.get("id", "")
-        keys = ["*", element.name, f"#{own}", *(f".{each}" for each in dict.fromkeys(classes))]
+        keys = ["*", element.name, f"#{own}", *(f".{each}" for each in classes)]
         found = [
             rule
             for key in keys
             for rule in self.rules.get(key, ())
-            if rule.tag in ("", element.name) and rule.ids <= {own} and rule.classes.issubset(classes)
+            if rule.tag in ("", element.name) and rule.ids <= {own} and rule.classes <= classes
         ]
         self.applied += sum(len(self.rules.get(key, ())) for key in keys)
         if self.applied > MAX_MATCHES:
@@ -634,17 +644,20 @@ class _Sheet:
             for name, (value, strong) in declarations.items():
                 (important if strong else normal)[name] = value
         by_css = normal | important
-        attributes = {key: value for key, value in element.attributes.items() if key in _INITIAL}
-        return attributes | by_css, {key: key in important for key in by_css}
+        attributes = {key: text for key, text in element.attributes.items() if key in _INITIAL and len(text) < 1000}
+        self.known[element.start] = attributes | by_css, {key: key in important for key in by_css}
+        return self.known[element.start]
 
 
 def _declarations(text: str) -> dict[str, tuple[str, bool]]:
+    """Property -> value, important; of the properties that are read, and with values of a sensible length."""
     found: dict[str, tuple[str, bool]] = {}
     for part in text.split(";"):
-        name, colon, value = part.partition(":")
-        if colon:
+        name, _, value = part.partition(":")
+        name = name.strip().lower()
+        if (name in _INITIAL or name in _CSS_GEOMETRY) and len(value) < 1000:
             value, important, _ = value.partition("!")
-            found[name.strip().lower()] = (value.strip(), bool(important))
+            found[name] = (value.strip(), bool(important))
     return found
 
 
@@ -1122,12 +1135,12 @@ class _Page:
         """Draw an element and what is in it."""
         element = self.tree.elements[index]
         name = element.name
-        if name in ("text", "image"):
-            what = "text" if name == "text" else "pictures"
-            self.undrawn.add(what)
-            self.notes[f"{what.capitalize()} in the file {'is' if name == 'text' else 'are'} kept but not drawn."] = (
-                None
-            )
+        if name == "text":
+            self.undrawn.add("text")
+            self.notes["Text in the file is kept but not drawn."] = None
+        elif name == "image":
+            self.undrawn.add("pictures")
+            self.notes["Pictures in the file are kept but not drawn."] = None
         if name not in _SHAPES and name not in ("svg", "g", "a", "switch", "use", "symbol"):
             return
         if depth > MAX_DEPTH:
@@ -1299,8 +1312,8 @@ class _Page:
             rest = value[reference.end() :].strip()
             if target >= 0:
                 self.notes["Patterns in the file are kept but not drawn."] = None
-                return (self._resolve(rest, style)[0] if rest else None), True
-            return self._resolve(rest or "none", style)
+            colour = self._resolve(rest, style)[0] if rest and not _REFERENCE.match(rest) else None
+            return colour, target >= 0
         if value.lower() == "none":
             return None, False
         return _colour(style["color"] if value.lower() == "currentcolor" else value), False
@@ -1323,7 +1336,8 @@ class _Page:
             try:
                 style = self._style(elements[k], above)
                 offset = max(_share(elements[k].attributes.get("offset", "0")), offsets[-1])
-                colour = self._resolve(style["stop-color"], style)[0] or (0.0, 0.0, 0.0, 0.0)
+                text = style["color"] if style["stop-color"].lower() == "currentcolor" else style["stop-color"]
+                colour = _colour(text) or (0.0, 0.0, 0.0, 0.0)
                 alpha = colour[3] * _share(style["stop-opacity"])
             except _Malformed as error:
                 raise self._refuse(k, error) from None

@@ -57,6 +57,8 @@ def clip_terms(guide: Tensor, prompt: str, folder: str | Path = CLIP) -> dict[st
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError):
         return None
+    if len(tokenizer) < model.config.text_config.vocab_size:  # without its files, transformers makes an empty one
+        return None
     model = model.eval().requires_grad_(False).to(guide.device)
     side = model.config.vision_config.image_size
     mean = guide.new_tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)  # CLIP's own

@@ -1,4 +1,4 @@
-"""Plain sampling: a closed-form prior's own picture, DDIM's exact map, the maps on the way, and which sample is best."""
+"""Plain sampling: a closed-form prior's own picture, DDIM's exact map, the maps on the way, which sample is best."""
 
 from __future__ import annotations
 
@@ -40,11 +40,10 @@ def test_ddim_carries_a_gaussian_onto_the_prior(schedule):
 
 def test_guidance_goes_beyond_the_mean_and_scale_0_knows_no_prompt():
     prior = GaussianPrior({"target": MEAN})
-    at = {
-        scale: list(sample(prior, prompts(prior), normal(1, 3, 8, 8), 30, scale))[-1][0] for scale in (0.0, 1.0, 3.0)
-    }
+    at = {scale: list(sample(prior, prompts(prior), normal(1, 3, 8, 8), 30, scale))[-1][0] for scale in (0.0, 1.0, 3.0)}
     one, three = at[1.0] - at[0.0], at[3.0] - at[0.0]
-    assert torch.allclose(one, MEAN[None].expand_as(one), atol=0.15)
+    share = (one * MEAN).sum() / MEAN.square().sum()  # all of it, but for what the start at t = 0.98 leaves out
+    assert 0.85 < share < 1.0 and torch.allclose(one[0], share * MEAN, atol=1e-3)
     assert torch.allclose(three, 3 * one, atol=1e-3)  # a Gaussian's is linear
     assert torch.equal(at[0.0], list(sample(prior, prompts(prior, "other"), normal(1, 3, 8, 8), 30, 0.0))[-1][0])
 

@@ -381,7 +381,7 @@ def test_the_front_door_picks_a_face():
     assert torch.equal(front.render(single_drawing, 12, 12, "reference"), reference.render(single_drawing, 12, 12))
     with pytest.raises(ValueError, match=r"backend must be .* got 'gpu'"):
         front.render(drawing, 12, 12, "gpu")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="draws float32 tensors on the CPU; got torch.float64"):
+    with pytest.raises(ValueError, match=r"draws float32 tensors on the CPU; got torch\.float64"):
         front.render(drawing, 12, 12, "cpu")
 
 

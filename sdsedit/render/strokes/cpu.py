@@ -75,7 +75,7 @@ def render(drawing: Drawing, height: int, width: int) -> Tensor:  # [B, 3, heigh
         )
     return _Render.apply(
         drawing.points, drawing.widths, drawing.colours, drawing.background, drawing.topology, height, width
-    )  # pyright: ignore[reportReturnType]
+    )
 
 
 class _Render(torch.autograd.Function):
@@ -105,7 +105,7 @@ class _Render(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # [B, 3, H, W]
+    def backward(ctx: Any, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]  # [B, 3, H, W]
         topology, plan = ctx.topology, ctx.plan
         batch, _, height, width = grad.shape
         tiles_y, tiles_x = -(-height // SIDE), -(-width // SIDE)
