@@ -225,7 +225,9 @@ class Captions:
             self.known[words] = self._build(*words)
         return self.known[words]
 
-    def _build(self, noun: int, colour: int, accessory: int, background: int, drawing: int) -> tuple[list[int], list[int]]:
+    def _build(
+        self, noun: int, colour: int, accessory: int, background: int, drawing: int
+    ) -> tuple[list[int], list[int]]:
         parts: list[tuple[str, int]] = []
         if noun:
             subject = [list(COLOURS)[colour - 1]] if colour else []

@@ -1,8 +1,8 @@
 """Train the judge: a small classifier that reads subject, colour, accessory and background off a 128 x 128 picture.
 
-It is trained on two families of art (Fluent flat, Noto), as scenes and as line drawings, and tested on scenes of a third
-(Noto v1) and on held-out combinations; the denoiser never sees it.  `benchmarks/edits.py` asks it whether an edit was
-done, `benchmarks/sketches.py` what a sketch shows: its line drawings are bent and broken, for a sketch's lines are.
+It is trained on two families of art (Fluent flat, Noto), as scenes and as line drawings, and tested on scenes of a
+third (Noto v1) and on held-out combinations; the denoiser never sees it.  `benchmarks/edits.py` asks it whether an edit
+was done, `benchmarks/sketches.py` what a sketch shows: its line drawings are bent and broken, as a sketch's lines are.
 
     python -m training.judge --vae assets/builtin/vae --out benchmarks/judge.safetensors --minutes 5
 """
@@ -94,7 +94,7 @@ def draw(count: int, seed: int, family: str, held_out: bool = False) -> tuple[Te
 
 
 def draw_rough(count: int, seed: int, family: str) -> tuple[Tensor, dict[str, Tensor]]:
-    """Line drawings with lines bent by up to 3 pixels, broken and pale in places; uint8 [count, 3, 128, 128], labels."""
+    """Line drawings, their lines bent by up to 3 pixels, broken and pale in places: uint8 [count, 3, 128, 128], labels."""
     rng = np.random.default_rng(seed)
     scenes: list[Scene] = []
     while len(scenes) < count:

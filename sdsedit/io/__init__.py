@@ -1,1 +1,1 @@
-"""Files in and out: pictures and masks (`images`), recipes and safe writing (`record`)."""
+"""Files in and out: pictures and masks (`images`), drawings (`svg`), recipes and safe writing (`record`)."""

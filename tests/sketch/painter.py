@@ -30,6 +30,7 @@ class Painter(GaussianPrior):
         places = [torch.full((8, 8), 0.5) if place is None else place]
         super().__init__(means, variances, places=places)  # pyright: ignore[reportArgumentType]
         self.native = native
+        self.editing = {"sketch": {"scale": 1.0}}  # CFG goes beyond the picture; see tests/guidance/test_sample.py
 
     def encoder_features(self, image: Tensor) -> tuple[Tensor, ...]:
         return image, F.avg_pool2d(image, 2)

@@ -80,7 +80,6 @@ def test_an_exception_leaves_nothing_behind(any_prior):
         any_prior.encoder_features(torch.rand(1, 3, 7, 7))
     with pytest.raises(ValueError, match="A latent of"):
         any_prior.network_features(torch.rand(1, 1, 16, 16), torch.tensor([0.1]), any_prior.encode_text(["a"]))
-    z = torch.rand(1, any_prior.channels, 16, 16)
     text = any_prior.encode_text(["a"])
     narrow = replace(text, embeds=text.embeds[..., :-1])
     with pytest.raises(RuntimeError):  # from inside the network
