@@ -94,7 +94,7 @@ def draw(count: int, seed: int, family: str, held_out: bool = False) -> tuple[Te
 
 
 def draw_rough(count: int, seed: int, family: str) -> tuple[Tensor, dict[str, Tensor]]:
-    """Line drawings, their lines bent by up to 3 pixels, broken and pale in places: uint8 [count, 3, 128, 128], labels."""
+    """Line drawings, lines bent by up to 3 pixels, broken and pale in places: uint8 [count, 3, 128, 128], labels."""
     rng = np.random.default_rng(seed)
     scenes: list[Scene] = []
     while len(scenes) < count:
