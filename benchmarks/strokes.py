@@ -219,8 +219,8 @@ def report(facts: list[str], rows: list[dict], swept: list[dict], first: dict[st
         "",
         "![time against strokes and against pixels](strokes.png)",
         "",
-        "Processor time on one thread grows as a power of the number of strokes (on 512x512, from 2,000 to 4,000) and of pixels "
-        "(500 strokes, from 1024x1024 to 2048x2048); 1 is linear:",
+        "Processor time on one thread grows as a power of the number of strokes (on 512x512, from 2,000 to 4,000) "
+        "and of pixels (500 strokes, from 1024x1024 to 2048x2048); 1 is linear:",
         "",
         "| | strokes | pixels |",
         "|---|---|---|",
@@ -235,7 +235,7 @@ def report(facts: list[str], rows: list[dict], swept: list[dict], first: dict[st
         "|---|---|---|---|---|",
         f"| compiled code kept by an earlier process | {first['kept']:.2f} | {first['kept, processor']:.2f} | 1 s | "
         f"{'yes' if first['kept'] < 1 else '**no**'} |",
-        f"| nothing kept: everything is compiled | {first['compiling']:.1f} | {first['compiling, processor']:.1f} | | |",
+        f"| nothing kept: all is compiled | {first['compiling']:.1f} | {first['compiling, processor']:.1f} | | |",
         "",
     ]
     return "\n".join(lines)

@@ -694,7 +694,8 @@ def _run_sketch(job: _SketchJob, interrupts: Interrupts, started: float) -> tupl
         return result, recipe, data
     pulls = [f"{name} {100 * share:.0f} %" for name, share in result.shares.items()]
     print(f"Share of the gradient: {', '.join(pulls)}")
-    print(f"Strokes: {len(result.topology)} kept, {result.dropped} dropped, for they did not matter")
+    dropped = f"{result.dropped} dropped that did not matter" if result.dropped else "none dropped"
+    print(f"Strokes: {len(result.topology)} kept, {dropped}")
     rendering = 100 * result.drawing_seconds / max(result.seconds, 1e-9)
     print(
         f"Time: {result.seconds:.1f} s for {result.steps_done} steps ({rendering:.0f} % of it in the renderer), "
