@@ -204,6 +204,7 @@ def distill(
         t_max = method.t_max
         if anneal is not None:
             t_max += (max(anneal, method.t_min) - t_max) * index / max(steps - 1, 1)
+            t_max = max(t_max, method.t_min)  # rounding
         draw = partial(prior.schedule.draw, z, generator, method.t_min, t_max)
         step = Step(index, steps, z, view.z_src, prompts, draw, view.mask)
         with torch.inference_mode():
@@ -253,7 +254,7 @@ def _redraw(
     """Redraw `place` and put the result into `picture`; stops as the loop does, with the last good latent."""
     # A wide place ends where the kept subject begins, at a known edge: its cells belong to it by their share.
     pool = F.adaptive_avg_pool2d if wide else F.adaptive_max_pool2d
-    mask = pool(place, picture.z.shape[-2:])
+    mask = pool(place, (picture.z.shape[-2], picture.z.shape[-1]))
     draw = partial(prior.schedule.draw, picture.z, torch.Generator().manual_seed(seed))
     done, stopped, history = run.steps_done, "", list(run.history)
     with torch.inference_mode():

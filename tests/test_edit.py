@@ -10,6 +10,7 @@ import torch
 from sdsedit.edit import MAX_PROMPT, Edit, EditConfig, distill, edit
 from sdsedit.errors import InputRefused
 from sdsedit.guidance import CSD, DDS, LUSD, METHODS, PDS, SDS
+from sdsedit.guidance.base import Update
 from sdsedit.prior.unet import UNetPrior
 from sdsedit.representations.base import View
 from tests import tiny
@@ -351,3 +352,53 @@ def test_equal_prompts_stay_put_with_a_real_network(builtin_like):
         result = edit(picture(32, 32), builtin_like, Edit(SOURCE, SOURCE), EditConfig(method, steps=2, size=32))
         assert (result.z - result.z_src).abs().max() < 1e-4
         assert torch.equal(result.image, picture(32, 32))
+
+
+# Annealing
+
+
+class Watched:
+    """A latent that stays at 0, and a method that remembers what it was drawn."""
+
+    localizes, t_min, t_max, steps = False, 0.1, 0.9, 8
+
+    def __init__(self):
+        self.drawn = []
+
+    def render(self, index):
+        return View(torch.zeros(64, 3, 8, 8), torch.zeros(64, 3, 8, 8))
+
+    def step(self, direction):
+        pass
+
+    def __call__(self, prior, step, state=None):
+        draw = step.draw()
+        self.drawn.append(draw.t)
+        return Update(torch.zeros_like(step.z), None, {"t": draw.t.mean()})
+
+
+def drawn_times(prior, steps=9, **settings):
+    """[steps, 64], the times of one run."""
+    watched = Watched()
+    distill(watched, prior, prompts(prior, TARGET, SOURCE), watched, steps, **settings)
+    return torch.stack(watched.drawn)
+
+
+def test_annealing_lets_the_noise_sink_to_a_value_over_the_run(prior):
+    times, plain = drawn_times(prior, anneal=0.5), drawn_times(prior)
+    ends = torch.linspace(0.9, 0.5, 9)[:, None]
+    assert times.min() >= 0.1 and (times <= ends + 1e-6).all() and (times.amax(1) > ends[:, 0] - 0.05).all()
+    assert (plain[-4:].amax(1) > 0.8).all()  # without it the range stays
+    assert torch.equal(times[0], plain[0])
+    shares = (times - 0.1) / (ends - 0.1)
+    assert torch.allclose(shares, (plain - 0.1) / 0.8, atol=1e-5)  # the same draws, in a narrower range
+
+
+def test_annealing_never_goes_below_the_least_noise_and_needs_no_second_step(prior):
+    assert torch.allclose(drawn_times(prior, anneal=0.0)[-1], torch.tensor(0.1))
+    assert torch.equal(drawn_times(prior, 1, anneal=0.2), drawn_times(prior, 1))
+
+
+def test_an_annealed_run_is_the_same_every_time_and_another_seed_another(prior):
+    first, again, other = (drawn_times(prior, seed=seed, anneal=0.3) for seed in (2, 2, 3))
+    assert torch.equal(first, again) and not torch.equal(first, other)

@@ -127,7 +127,7 @@ class _Prompt:
         self.keys = [_key(text[start:stop]) for start, stop in self.spans]
         self.small = [
             key in SMALL_WORDS or _is_number(key) or (key in PLACES and following == "of")
-            for key, following in zip(self.keys, [*self.keys[1:], ""], strict=True)
+            for key, following in zip(self.keys, [*self.keys[1:], ""], strict=False)  # a prompt may have no words
         ]
 
     def described_by(self, i: int) -> int | None:

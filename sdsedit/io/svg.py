@@ -1661,7 +1661,8 @@ def animate_svg(data: bytes, seconds: float) -> bytes:
     tree = _scan(document.data, "The drawing")
     if any(element.attributes.get("id") == "sdsedit-animation" for element in tree.elements):
         raise InputRefused("The drawing is animated already: give the one that it was made from.")
-    shapes = [shape for shape in document.shapes if shape.editable]
+    # Paper does not draw itself: `new_svg` calls it so.
+    shapes = [shape for shape in document.shapes if shape.editable and shape.id != "background"]
     lengths = np.array([1.0 + sum(_reach(*contour) for contour in shape.contours) for shape in shapes])
     ends = seconds * np.cumsum(lengths) / lengths.sum()
     edits: list[tuple[int, int, bytes]] = []

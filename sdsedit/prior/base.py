@@ -93,6 +93,10 @@ class Prior(Protocol):
 
     def encode(self, image: Tensor) -> Tensor: ...  # [B, 3, H, W] 0..1 -> [B, C, H / factor, W / factor] fp32
 
+    def encoder_features(self, image: Tensor) -> tuple[Tensor, ...]: ...  # [B, C_l, H_l, W_l] each, fine to coarse
+
+    def network_features(self, z_t: Tensor, t: Tensor, text: Text) -> tuple[Tensor, ...]: ...  # coarse to fine
+
     def decode(self, z: Tensor) -> Tensor: ...  # [B, C, h, w] -> [B, 3, h factor, w factor] fp32 in 0..1
 
     def predict(

@@ -72,19 +72,22 @@ class Page:
         source: Tensor | None = None,  # [1, 3, H, W], the page before an edit; None: nothing to compare with
         mask: Tensor | None = None,  # [1, 1, h, w], where a person allows change
         widest: float = math.inf,  # pixels
+        reach: float = 0.1,  # how far beyond the page a point may lie, share of the longer side
         index: Tensor | None = None,  # [P] long: the topology's points are points[index]; None: they are `points`
         tend: Callable[[Page], None] | None = None,  # called every tenth of the run, but for the last third
     ) -> None:
         self.topology, self.size, self.prior = topology, size, prior
         self._gather = index  # a fill and the stroke around it share their points
-        self.points = points.clone().requires_grad_()
-        self.widths = widths.clone().requires_grad_()
-        self.colours = colours[:, :3].clone().requires_grad_()
-        self.opacity = colours[:, 3].clone().requires_grad_()
-        self.background = background.clone().requires_grad_()
+        # The numbers live where the prior does; what is only asked on the host (topology, free) stays on the CPU.
+        self.points, self.widths, self.colours, self.opacity, self.background = (
+            each.detach().clone().to(prior.device).requires_grad_()
+            for each in (points, widths, colours[:, :3], colours[:, 3], background)
+        )
         self.generator, self.steps, self.rates = generator, steps, rates
         self.augment, self.distillation, self.terms = augment, distillation, dict(terms or {})
-        self.in_turn, self.mask, self.widest, self.tend = in_turn, mask, widest, tend
+        self.in_turn, self.widest, self.reach, self.tend = in_turn, widest, reach, tend
+        self.mask = None if mask is None else mask.to(prior.device)
+        self._thinnest = self.widths.detach().clamp(max=0.3 * size[1] / 224)  # what begins as a hairline may stay one
         self.shares: dict[str, float] = {}
         self.index = 0
         self.drawing_seconds = 0.0  # in the renderer, forward and backward
@@ -106,7 +109,7 @@ class Page:
         self.optimizer = torch.optim.Adam(
             [{"params": [p], "lr": rate, "first": rate} for p, rate in groups if rate > 0], betas=(0.9, 0.9), eps=1e-6
         )
-        self._z_src = None if source is None else prior.encode(source).detach()
+        self._z_src = None if source is None else prior.encode(source.to(prior.device)).detach()
 
     def drawing(self, size: tuple[int, int] | None = None) -> Drawing:
         """The page as it is, with autograd; at another size in pixels, everything scaled with the width."""
@@ -188,7 +191,9 @@ class Page:
                     moment[index] = 0
 
     def _hold(self) -> None:
-        """No gradient for the shapes that must stay."""
+        """No gradient for the shapes that must stay; one for both ends of a stroke, for an SVG stroke has one width."""
+        if self.widths.grad is not None:
+            self.widths.grad[:] = self.widths.grad.mean(1, keepdim=True)
         if self.free.all():
             return
         for parameter, keep in (
@@ -205,11 +210,11 @@ class Page:
         """Back into what can be drawn; shapes that must stay are left alone."""
         free = self.free
         height, width = self.size
-        margin = 0.1 * max(height, width)
+        margin = self.reach * max(height, width)
         mine = free[self._shape_of_point]
-        bounds = torch.tensor([width + margin, height + margin])
+        bounds = torch.tensor([width + margin, height + margin]).to(self.points)
         self.points[mine] = torch.minimum(self.points[mine].clamp(min=-margin), bounds)
-        self.widths[free] = self.widths[free].clamp(0.3 * width / 224, self.widest)
+        self.widths[free] = torch.maximum(self.widths[free].clamp(max=self.widest), self._thinnest[free])
         self.colours[free] = self.colours[free].clamp(0, 1)
         self.opacity[free] = self.opacity[free].clamp(0, 1)
         self.background.clamp_(0, 1)

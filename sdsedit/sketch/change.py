@@ -125,11 +125,11 @@ def change(
     look = edit(before, prior, request, config.edit, report_look)
     new_words = changed_words(prior.tokenize, request.source, request.target).tokens
     removal = not request.words and request.mask is None and not new_words
-    wanted = look.image
+    wanted = look.image.cpu()
     if lines := _is_line_drawing(parts, size):
         wanted = inked(wanted)
     notes = list(look.notes)
-    where = (look.mask > 0.5).float()
+    where = (look.mask > 0.5).float().cpu()  # which shapes, and how they begin, is the host's work
     stopped = look.stopped or ("cancelled" if cancelled else "")  # a look's last step does not call itself so
     if stopped or not where.any():
         data = write_svg(document)
@@ -156,8 +156,10 @@ def change(
     page = Page(
         both.topology, both.points, both.widths, both.colours, both.background, size, prior, config.steps, generator,
         Rates(points=0.3, widths=0.03, colours=0.0 if lines else 0.01, opacity=0.0), None, config.distillation,
-        _likeness(prior, wanted, where, 1 - config.distillation), free=free, source=before,
+        _likeness(prior, wanted.to(prior.device), where.to(prior.device), 1 - config.distillation),
+        free=free, source=before,
         mask=F.adaptive_max_pool2d(where, (size[0] // prior.factor, size[1] // prior.factor)), index=index,
+        reach=_reach(both, size),
     )  # fmt: skip
     steps = 0
     if free.any():
@@ -271,9 +273,7 @@ def _is_line_drawing(parts: _Parts, size: tuple[int, int]) -> bool:
     return strokes > areas
 
 
-def _gone(
-    parts: _Parts, free: Tensor, wanted: Tensor, where: Tensor, size: tuple[int, int], enough: float
-) -> set[int]:
+def _gone(parts: _Parts, free: Tensor, wanted: Tensor, where: Tensor, size: tuple[int, int], enough: float) -> set[int]:
     """The free shapes without which the drawing's distance from the edited picture is at most `enough` times as large,
     from the top down."""
     rows = list(range(len(parts.owner)))
@@ -364,6 +364,12 @@ def _joined(shapes: Shapes, new: Shapes, index: Tensor) -> tuple[Shapes, Tensor]
     return both, torch.cat([index, torch.arange(len(new.points)) + len(shapes.points)])
 
 
+def _reach(shapes: Shapes, size: tuple[int, int]) -> float:
+    """How far beyond the page shapes reach, as a share of its longer side: a hill may go on outside."""
+    beyond = torch.cat([-shapes.points, shapes.points - torch.tensor([size[1], size[0]])])
+    return max(0.1, float(beyond.max()) / max(size)) if len(beyond) else 0.1
+
+
 def _likeness(prior: Prior, wanted: Tensor, where: Tensor, weight: float) -> dict[str, tuple[float, Term]]:
     """The mean absolute difference to the edited picture inside the mask, and that of the encoder's features."""
     if weight <= 0:
@@ -388,7 +394,8 @@ def _written_back(
     """The free shapes that did change, and the new ones that matter, in pixels of the document's page."""
     with torch.no_grad():
         drawing = page.drawing()
-        final = Shapes(page.topology, drawing.points[0], drawing.widths[0], drawing.colours[0], drawing.background[0])
+        numbers = (drawing.points[0], drawing.widths[0], drawing.colours[0], drawing.background[0])
+        final = Shapes(page.topology, *(each.cpu() for each in numbers))
     new = _that_matter(final, len(rows), wanted, where, page.size)
     back = torch.tensor([1 / parts.scale[0], 1 / parts.scale[1]])
     spans, changed = final.spans(), {}

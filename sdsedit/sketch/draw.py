@@ -158,12 +158,14 @@ def sketch(
     asked, words, prompts = _prompts(prior, prompt, config, notes)
     guide, maps = _guide(prior, prompts, config, generator)
     size = (guide.shape[-2], guide.shape[-1])
-    places = torch.stack([_place(maps, k, size) for k in range(maps.cross.shape[1])])  # [tokens, H, W]
+    # Starting and tidying are the host's work; the page moves to the prior's device by itself.
+    seen, guide = guide, guide.cpu()
+    places = torch.stack([_place(maps, k, size) for k in range(maps.cross.shape[1])]).cpu()  # [tokens, H, W]
     attention = _union(places)
     shapes, tend = _start(guide, attention, config, generator, prior)
     if not len(shapes.topology):
         notes.append("The model's picture of the words has no areas to trace: try another seed, or strokes.")
-    terms = _terms(prior, prompt, guide, prompts, config, generator, notes)
+    terms = _terms(prior, prompt, seen, prompts, config, generator, notes)
     rates = _rates(config)
     page = Page(
         shapes.topology, shapes.points, shapes.widths, shapes.colours, shapes.background, size, prior, config.steps,
@@ -179,8 +181,9 @@ def sketch(
     method = configured(config.method, 1.0, prior.editing)
     run = distill(page, prior, prompts, method, config.steps, config.seed, report, anneal=0.5)
     with torch.no_grad():
-        rgba = torch.cat([page.colours, page.opacity[:, None]], dim=1).detach()
-        drawn = Shapes(page.topology, page.points.detach(), page.widths.detach(), rgba, page.background.detach())
+        last = page.drawing()
+        numbers = (last.points[0], last.widths[0], last.colours[0], last.background[0])
+        drawn = Shapes(page.topology, *(each.detach().cpu() for each in numbers))
         tidy, groups = _tidy(drawn, guide, words, places, size, config)
     return SketchResult(
         *(tidy.topology, tidy.points, tidy.widths, tidy.colours, tidy.background),
@@ -356,12 +359,13 @@ def _renew(
 ) -> None:
     """Strokes that hardly show are begun anew where the guide has ink and the page has not."""
     height, width = page.size
-    shown = ink(page.drawing(), where[None])[1]
-    dead = (shown < 0.15 * stroke * _length(config, width)) | (page.opacity.detach() < 0.05)
+    shown = ink(page.drawing(), where[None])[1].cpu()
+    dead = (shown < 0.15 * stroke * _length(config, width)) | (page.opacity.detach().cpu() < 0.05)
     rows = dead.nonzero()[:, 0]
     if not len(rows):
         return
-    missing = (page.picture() - guide).abs().amax(1, keepdim=True) if config.style != "ink" else page.picture() - guide
+    drawn = page.picture().cpu()
+    missing = (drawn - guide).abs().amax(1, keepdim=True) if config.style != "ink" else drawn - guide
     missing = blur(missing.mean(1, keepdim=True).clamp(min=0), 1.0)[0, 0] * where * (0.1 + lines(guide)[0, 0])
     p = probabilities(missing / missing.max().clamp(min=1e-6), None, share=0.02)
     points = start_points(p, width, len(rows), generator, apart=_reach(config, width))

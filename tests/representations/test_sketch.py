@@ -119,15 +119,27 @@ def test_what_cannot_be_drawn_is_brought_back():
     topology, points, widths, colours, background = shapes()
     points, widths, colours = points.clone(), widths.clone(), colours.clone()
     points[0], points[3] = torch.tensor([-500.0, 5]), torch.tensor([500.0, 900])
-    widths[0], widths[2] = torch.tensor([0.0, 50.0]), torch.tensor([3.0, 9.0])
+    widths[0], widths[2] = torch.tensor([0.001, 50.0]), torch.tensor([3.0, 9.0])
     colours[0] = torch.tensor([-0.5, 1.5, 0.5, 1.2])
     one = Page(topology, points, widths, colours, background, SIZE, PRIOR, 4, generator(), ALL, widest=8.0)
     step(one)
     low, high = one.points.amin(0).tolist(), one.points.amax(0).tolist()
     assert low[0] == pytest.approx(-3.2) and high == pytest.approx([35.2, 27.2])  # a tenth of the longer side
-    assert one.widths[[0, 2]].min() > 0 and one.widths.max() <= 8
+    assert one.widths.min() >= 0 and one.widths.max() <= 8
     for each in (one.colours, one.opacity, one.background):
         assert each.min() >= 0 and each.max() <= 1
+
+
+def test_strokes_do_not_thin_out_and_what_began_beyond_the_page_may_stay_there():
+    topology, points, widths, colours, background = shapes()
+    points, widths = points.clone(), widths.clone()
+    points[0], widths[2] = torch.tensor([-12.0, 5.0]), torch.tensor([0.02, 0.02])
+    rates = Rates(points=0.1, widths=20.0, opacity=0.0)
+    one = Page(topology, points, widths, colours, background, SIZE, PRIOR, 9, generator(), rates, reach=0.5)
+    for index in range(9):
+        step(one, index, seed=index)
+    assert torch.allclose(one.points[0], points[0], atol=0.2)
+    assert one.widths[0].min() >= 0.3 * 32 / 224 - 1e-6 and one.widths[2].min() >= 0.02 - 1e-6
 
 
 def test_a_page_without_shapes_steps_and_stays():

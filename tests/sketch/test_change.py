@@ -31,10 +31,10 @@ GRADIENT = (
 
 
 def file(*elements: bytes, size: bytes = b'width="64" height="64"') -> bytes:
-    return (
-        b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg" ' + size + b">\n  <!-- a hand wrote this -->\n  "
-        + b"\n  ".join(elements) + b"\n</svg>\n"
-    )  # fmt: skip
+    head = (
+        b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg" ' + size + b">\n  <!-- a hand wrote this -->"
+    )
+    return b"\n  ".join([head, *elements]) + b"\n</svg>\n"
 
 
 SCENE = file(SKY, GRASS, SUN, HAT)
@@ -207,6 +207,35 @@ def test_a_fill_and_its_stroke_move_as_one():
     assert 3 in result.changed and result.changed[3].stroke is not None and result.changed[3].width > 0
     check_kept(result)
     assert len(re.findall(rb'id="hat"', result.data)) == 1
+
+
+def test_a_stroke_has_the_points_of_its_fill_whatever_else_is_kept():
+    outline = HAT.replace(b"/>", b' stroke="#220000"/>')
+    parts = _parts(read_svg(file(SKY, outline, GRASS, outline.replace(b'"#cc2222"', b'"none"'))), (64, 64))
+    assert parts.owner == (0, 1, 1, 2, 3) and parts.stroke == (False, False, True, False, True)
+    n = 12  # points of each of them
+    assert parts.index_of([0, 1, 2, 3, 4]).view(5, n)[:, 0].tolist() == [0, n, n, 3 * n, 4 * n]
+    assert parts.index_of([1, 2]).tolist() == [*range(n), *range(n)]
+    assert parts.index_of([2, 3]).tolist() == [*range(2 * n)]
+    assert parts.index_of([]).tolist() == []
+
+
+def test_a_shape_that_reaches_beyond_the_page_keeps_its_form():
+    hill = b'<ellipse id="hill" cx="32" cy="76" rx="80" ry="40" fill="#cc2222"/>'
+    wide = file(SKY, hill, SUN)
+    wanted = wide.replace(b"#cc2222", b"#cc8822")
+    result = run(wide, wanted, replace(CONFIG, steps=2))
+    assert list(result.changed) == [1]
+    old, new = (shape.contours[0][0] for shape in (result.document.shapes[1], result.changed[1]))
+    assert abs(old - new).max() < 1 and (result.after - drawn(wanted)).abs().mean() < 0.03
+
+
+def test_a_hairline_stays_one():
+    hair = b'<path d="M14 26L38 22" stroke="#cc2222" stroke-width="0.05" fill="none"/>'
+    fine = file(SKY, GRASS, SUN, HAT, hair)
+    result = run(fine, fine.replace(b"#cc2222", b"#cc8822"), replace(CONFIG, share=0.0, steps=8))
+    assert 4 not in result.changed or result.changed[4].width < 0.06
+    assert read_svg(result.data).shapes[4].width < 0.06
 
 
 def test_a_persons_mask_is_the_only_place():

@@ -164,10 +164,10 @@ def test_clip_terms_are_0_for_the_guide_and_pull(clip_folder):
     assert 0 <= terms["CLIP text"](page) <= 2
 
 
-def test_the_clip_text_term_is_one_minus_the_cosine_that_clip_itself_gives(clip_folder):
+def test_clip_terms_are_what_clip_itself_gives(clip_folder):
     model = CLIPModel.from_pretrained(clip_folder).eval()
-    page, prompt = picture(32, seed=4), "a cat with a hat"  # the size that it sees
-    terms = clip_terms(page, prompt, clip_folder)
+    guide, page, prompt = picture(32, seed=5), picture(32, seed=4), "a cat with a hat"  # of the size that it sees
+    terms = clip_terms(guide, prompt, clip_folder)
     assert terms is not None
     mean, deviation = (
         torch.tensor(values).view(1, 3, 1, 1)
@@ -178,6 +178,9 @@ def test_the_clip_text_term_is_one_minus_the_cosine_that_clip_itself_gives(clip_
         out = model(input_ids=words["input_ids"], pixel_values=(page - mean) / deviation)
         cosine = (out.image_embeds * out.text_embeds).sum()
         assert terms["CLIP text"](page).item() == pytest.approx(1 - cosine.item(), abs=1e-4)
+        a, b = (model.vision_model((x - mean) / deviation, output_hidden_states=True) for x in (page, guide))
+        layers = [(a.hidden_states[k] - b.hidden_states[k]).square().mean() for k in (3, 6, 9)]
+        assert terms["CLIP layers"](page).item() == pytest.approx(torch.stack(layers).mean().item(), rel=1e-3)
 
 
 def test_a_page_of_any_size_and_a_prompt_of_any_length(clip_folder):
