@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from training.judge import QUESTIONS, Judge, accuracy, answers, draw, labels, load_judge
+from training.judge import QUESTIONS, Judge, accuracy, answers, draw, draw_rough, labels, load_judge
 from training.scenes import BACKGROUNDS, Scene, random_scene
 
 SHIPPED = Path(__file__).resolve().parents[2] / "benchmarks" / "judge.safetensors"
@@ -96,3 +96,12 @@ def test_it_is_examined_on_scenes_of_a_seed(scenes: list[Scene]):
 def test_the_shipped_judge_reads_held_out_scenes():
     scores = accuracy(load_judge(SHIPPED), *draw(40, 99, "fluent-flat", held_out=True))
     assert min(scores.values()) >= 0.9, scores
+
+
+def test_rough_drawings_are_drawings_bent_and_broken_and_always_the_same():
+    pictures, truth = draw_rough(4, 7, "fluent-flat")
+    again, _ = draw_rough(4, 7, "fluent-flat")
+    assert pictures.shape == (4, 3, 128, 128) and pictures.dtype == torch.uint8 and torch.equal(pictures, again)
+    assert (truth["colour"] == QUESTIONS["colour"].index("none")).all()
+    assert (truth["background"] == QUESTIONS["background"].index("white")).all()
+    assert (pictures.float().mean((1, 2, 3)) > 150).all() and (pictures.amin((1, 2, 3)) < 160).all()

@@ -14,6 +14,7 @@ from training.scenes import (
     BACKGROUNDS,
     COLOURS,
     EDIT_KINDS,
+    PENS,
     SIZE,
     EditKind,
     Rendered,
@@ -22,6 +23,7 @@ from training.scenes import (
     edit_pair,
     edit_truth,
     is_held_out,
+    random_drawing,
     random_scene,
     render,
 )
@@ -234,3 +236,29 @@ def test_the_truth_of_a_new_background_is_around_the_subject_and_of_a_colour_ins
         assert not edit_truth(source, target)[source.subject + source.accessory > 0.999].any()
         source, target = (render(scene) for scene in edit_pair("colour", rng))
         assert not edit_truth(source, target)[source.subject == 0].any()
+
+
+# --- line drawings ----------------------------------------------------------------------------------------------------
+
+
+def test_a_line_drawing_is_ink_on_white_paper_and_says_so():
+    rng = np.random.default_rng(3)
+    for _ in range(6):
+        scene = random_drawing(rng)
+        drawn = render(scene)
+        assert scene.colour is None and scene.pen in PENS and caption(scene).startswith("a drawing of a")
+        grey = drawn.image.astype(int)
+        assert np.ptp(grey, axis=-1).max() <= 8  # no colour
+        assert (grey.min(-1) > 250).mean() > 0.4 and (grey.max(-1) < 90).mean() > 0.01
+        assert (drawn.subject > 0.5).mean() > 0.1  # paper inside the outline belongs to the subject
+
+
+def test_a_thinner_pen_leaves_less_ink_and_the_same_shape():
+    thick = render(SCENE_OF_A_CAT)
+    thin = render(replace(SCENE_OF_A_CAT, pen=PENS[0]))
+    assert thin.image.astype(int).sum() > thick.image.astype(int).sum()
+    a, b = thin.subject > 0.5, thick.subject > 0.5
+    assert (a & b).sum() > 0.9 * (a | b).sum()
+
+
+SCENE_OF_A_CAT = Scene("cat", None, None, "white", 64, 76, 96, False, 0, PENS[-1])
