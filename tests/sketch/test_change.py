@@ -195,6 +195,7 @@ def test_in_a_drawing_of_lines_lines_are_added():
     wanted = lines.replace(b"</svg>", b'<path d="M20 16L48 40" stroke="#111" stroke-width="3" fill="none"/></svg>')
     result = run(lines, wanted)
     assert without_added(result.data) == lines and len(result.added) >= 1
+    assert len(result.added) < CONFIG.added  # those without which it is no worse are not there
     for shape in result.added:
         assert shape.fill is None and shape.stroke is not None and max(shape.stroke[:3]) < 0.2 and shape.width > 0.5
     check_kept(result)
@@ -203,7 +204,10 @@ def test_in_a_drawing_of_lines_lines_are_added():
 
 def test_a_fill_and_its_stroke_move_as_one():
     outlined = file(SKY, GRASS, SUN, HAT.replace(b"/>", b' stroke="#220000" stroke-width="2"/>'))
-    result = run(outlined, outlined.replace(b"M18 18H34V30H18Z", b"M18 20H34V32H18Z"), replace(CONFIG, steps=20))
+    previews = []
+    config, wanted = replace(CONFIG, steps=20), outlined.replace(b"M18 18H34V30H18Z", b"M18 20H34V32H18Z")
+    result = run(outlined, wanted, config, lambda step: previews.append(step.preview()))
+    assert (previews[-1] - result.after).abs().max() < 0.02  # what was optimised is what is in the file
     assert 3 in result.changed and result.changed[3].stroke is not None and result.changed[3].width > 0
     check_kept(result)
     assert len(re.findall(rb'id="hat"', result.data)) == 1
@@ -218,6 +222,29 @@ def test_a_stroke_has_the_points_of_its_fill_whatever_else_is_kept():
     assert parts.index_of([1, 2]).tolist() == [*range(n), *range(n)]
     assert parts.index_of([2, 3]).tolist() == [*range(2 * n)]
     assert parts.index_of([]).tolist() == []
+
+
+def test_distillation_alone_moves_shapes():
+    wanted = SCENE.replace(b"M18 18H34V30H18Z", b"M18 20H34V32H18Z")
+    config = replace(CONFIG, distillation=1.0, steps=30, added=0)
+    result = run(SCENE, wanted, config)
+    assert list(result.changed) == [3]
+    assert (result.after - drawn(wanted)).abs().mean() < 0.7 * (result.before - drawn(wanted)).abs().mean()
+    check_kept(result)
+
+
+def test_on_a_page_of_another_size_shapes_stay_where_they_were():
+    large = file(SKY, GRASS, SUN, HAT, size=b'width="1000" height="500" viewBox="0 0 64 64" preserveAspectRatio="none"')
+    document = read_svg(large)
+    size = (44, 92)
+    pictures = (
+        _parts(each, size).shapes.picture(size) for each in (document, read_svg(large.replace(b"#cc2222", b"#cc8822")))
+    )
+    result = change(document, Painter(dict(zip((SOURCE, TARGET), pictures, strict=True)), native=64), REQUEST, CONFIG)
+    assert list(result.changed) == [3]
+    old, new, again = (s[3].contours[0][0] for s in (document.shapes, result.changed, read_svg(result.data).shapes))
+    assert abs(new - old).max() < 30 and abs(again - new).max() < 0.1
+    check_kept(result)
 
 
 def test_a_shape_that_reaches_beyond_the_page_keeps_its_form():
