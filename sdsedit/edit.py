@@ -142,8 +142,8 @@ def edit(
         refine = _refine(prior, config, (method.localizes and bool(words.tokens)) or request.mask is not None)
         total = steps + (refine.steps if refine else 0)
         run = distill(picture, prior, prompts, method, steps, config.seed, on_step, total)
-        heatmap, place = _place(picture, run.state, notes, goes=mask_from == "source" and not request.words)
-        wide = place is not None and request.mask is None and bool(place.mean() > _WIDE)
+        goes = mask_from == "source" and not request.words
+        heatmap, place, wide = _place(picture, run.state, notes, goes)
         if refine and wide and refine.wide_start and config.refine is None:
             refine = replace(refine, start=refine.wide_start)
         if refine and place is not None and place.any() and not run.stopped:
@@ -338,30 +338,34 @@ def _prompts(
     return Prompts(text[0], text[1], text[2], text[3], tokens, mask_from)
 
 
-def _place(picture: ImageLatent, state: State | None, notes: list[str], goes: bool) -> tuple[Tensor, Tensor | None]:
-    """The heatmap [1, 1, H, W] at the picture's size, and where the composite may show the edit (None: anywhere).
+def _place(
+    picture: ImageLatent, state: State | None, notes: list[str], goes: bool
+) -> tuple[Tensor, Tensor | None, bool]:
+    """The heatmap [1, 1, H, W] at the picture's size, where the composite may show the edit (None: anywhere), and
+    whether that is a background.
 
     What goes must go whole, tips and all: its place is wider by a latent cell.
     """
     if picture.mask is not None:
-        return picture.mask, picture.mask
+        return picture.mask, picture.mask, False
     size = (picture.picture.shape[-2], picture.picture.shape[-1])
     if state is None or state.mask is None:
-        return torch.zeros((1, 1, *size), device=picture.z.device), None
+        return torch.zeros((1, 1, *size), device=picture.z.device), None, False
     heatmap = resize(state.mask.clone(), size)
     highest = heatmap.amax()
     if not highest > 0:
         notes.append("The model's attention found no place for these words, so nothing was changed; give a mask.")
-        return heatmap, torch.zeros_like(heatmap)
+        return heatmap, torch.zeros_like(heatmap), False
     place = (heatmap >= _PLACE * highest).float()
-    if goes:
+    wide = bool(place.mean() > _WIDE)
+    if wide:
+        place = (snap(heatmap / highest, picture.picture) >= 0.5).float()
+        place = F.max_pool2d(place, 3, stride=1, padding=1)  # the pixels of the edge itself hold some of the old
+    elif goes:
         cell = round(max(size[0] / picture.z.shape[-2], size[1] / picture.z.shape[-1]))
         across = F.max_pool2d(place, (1, 2 * cell + 1), stride=1, padding=(0, cell))
         place = F.max_pool2d(across, (2 * cell + 1, 1), stride=1, padding=(cell, 0))
-    if place.mean() > _WIDE:
-        place = (snap(heatmap / highest, picture.picture) >= 0.5).float()
-        place = F.max_pool2d(place, 3, stride=1, padding=1)  # the pixels of the edge itself hold some of the old
-    return heatmap, place
+    return heatmap, place, wide
 
 
 def check_request(request: Edit, config: EditConfig) -> None:

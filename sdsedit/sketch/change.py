@@ -143,9 +143,11 @@ def change(
     free_shape = torch.tensor(
         [share >= config.share and shape.editable for share, shape in zip(shares, document.shapes, strict=True)]
     )
-    gone = _gone(parts, free_shape, wanted, where, size, 1.0 if removal else 0.98)
+    painted = _recoloured(parts, free_shape, document, wanted, where)
+    gone = _gone(parts, painted, free_shape, wanted, where, size, 1.0 if removal else 0.98)
+    parts = replace(parts, shapes=painted)
     kept_rows = [row for row, owner in enumerate(parts.owner) if owner not in gone]
-    shapes = _recoloured(parts, kept_rows, free_shape, document, wanted, where, size)
+    shapes = parts.shapes.keep(kept_rows)
     owner = [parts.owner[row] for row in kept_rows]
     index = parts.index_of(kept_rows)
     generator = torch.Generator().manual_seed(config.edit.seed)
@@ -273,14 +275,23 @@ def _is_line_drawing(parts: _Parts, size: tuple[int, int]) -> bool:
     return strokes > areas
 
 
-def _gone(parts: _Parts, free: Tensor, wanted: Tensor, where: Tensor, size: tuple[int, int], enough: float) -> set[int]:
+def _gone(
+    parts: _Parts,
+    painted: Shapes,  # the parts in the colours that the edited picture has there
+    free: Tensor,
+    wanted: Tensor,
+    where: Tensor,
+    size: tuple[int, int],
+    enough: float,
+) -> set[int]:
     """The free shapes without which the drawing's distance from the edited picture is at most `enough` times as large,
-    from the top down."""
-    rows = list(range(len(parts.owner)))
-    target = blur(wanted, 0.7)
+    and that new paint would not help either; from the top down."""
+    rows, target = list(range(len(parts.owner))), blur(wanted, 0.7)
 
-    def far(kept: list[int]) -> float:
-        page = parts.shapes.keep(kept).picture(size) if kept else torch.ones_like(wanted)
+    def far(kept: list[int], repainted: int = -1) -> float:
+        mine = torch.tensor([owner == repainted for owner in parts.owner])[:, None]
+        shapes = replace(parts.shapes, colours=torch.where(mine, painted.colours, parts.shapes.colours))
+        page = shapes.keep(kept).picture(size) if kept else torch.ones_like(wanted)
         return float(((blur(page, 0.7) - target).square() * where).sum())
 
     gone: set[int] = set()
@@ -289,29 +300,26 @@ def _gone(parts: _Parts, free: Tensor, wanted: Tensor, where: Tensor, size: tupl
         if free[owner]:
             without = [row for row in rows if parts.owner[row] != owner]
             then = far(without)
-            if then <= enough * now:
+            # Painted like what lies behind it, a shape that should go would hide: that is no help.
+            if then <= enough * now and then <= 1.05 * far(rows, owner) + 0.05:
                 rows, now = without, then
                 gone.add(owner)
     return gone
 
 
-def _recoloured(
-    parts: _Parts, rows: list[int], free: Tensor, document: SvgDocument, wanted: Tensor, where: Tensor,
-    size: tuple[int, int],
-) -> Shapes:  # fmt: skip
-    """The kept parts; free ones take the mean colour of the edited picture under their visible ink."""
-    kept = parts.shapes.keep(rows)
-    colours = kept.colours.clone()
-    weights = ink(kept.drawing(), torch.cat([wanted[0] * where[0], where[0]]))  # red, green, blue, inside, all
-    for k, row in enumerate(rows):
-        owner = parts.owner[row]
+def _recoloured(parts: _Parts, free: Tensor, document: SvgDocument, wanted: Tensor, where: Tensor) -> Shapes:
+    """All parts; free and opaque ones take the mean colour of the edited picture under their visible ink. (What shows
+    under a transparent one is not its own colour: the optimisation finds that.)"""
+    colours = parts.shapes.colours.clone()
+    weights = ink(parts.shapes.drawing(), torch.cat([wanted[0] * where[0], where[0]]))  # red, green, blue, inside, all
+    for row, owner in enumerate(parts.owner):
         shape = document.shapes[owner]
         frozen = shape.stroke_frozen if parts.stroke[row] else shape.fill_frozen
-        if free[owner] and not frozen and weights[3, k] > 1.0:
-            mean = (weights[:3, k] / weights[3, k]).clamp(0, 1)
-            if (mean - colours[k, :3]).abs().max() > 0.08:  # less is the autoencoder's own error
-                colours[k, :3] = mean
-    return replace(kept, colours=colours)
+        if free[owner] and not frozen and colours[row, 3] > 0.9 and weights[3, row] > 1.0:
+            mean = (weights[:3, row] / weights[3, row]).clamp(0, 1)
+            if (mean - colours[row, :3]).abs().max() > 0.08:  # less is the autoencoder's own error
+                colours[row, :3] = mean
+    return replace(parts.shapes, colours=colours)
 
 
 def _new_shapes(

@@ -269,7 +269,7 @@ def _guide(
         best = int(likelihood(prior, prompts, steps[-1][0], eps).argmax()) if config.guides > 1 else 0
         guide = prior.decode(steps[-1][0][best : best + 1])
         if config.style == "ink":
-            guide = inked(guide)
+            guide = inked(guide.mean(1, keepdim=True)).expand(-1, 3, -1, -1)
         maps = mean_maps([m for _, m in steps if m is not None])
         cross = maps.cross[best : best + 1].clone()
         refined = None if maps.refined is None else maps.refined[best : best + 1].clone()
@@ -277,8 +277,8 @@ def _guide(
 
 
 def inked(picture: Tensor) -> Tensor:  # [1, 3, H, W] in 0..1
-    """A line drawing in ink: the grey that an autoencoder makes of thin lines, darkened."""
-    return (1 - _CONTRAST * (1 - picture.mean(1, keepdim=True))).clamp(0.05, 1).expand(-1, 3, -1, -1)
+    """A line drawing in ink: the pale lines that an autoencoder makes of thin ones, darkened, channel by channel."""
+    return (1 - _CONTRAST * (1 - picture)).clamp(0.05, 1)
 
 
 def _place(maps: AttentionMaps, token: int, size: tuple[int, int], share: float = 0.5) -> Tensor:  # [H, W] in 0..1
