@@ -42,7 +42,7 @@ from sdsedit.prior.base import Prior
 from sdsedit.render.strokes import EVENODD, NONZERO, STROKE, Topology
 from sdsedit.representations.image import working_size
 from sdsedit.representations.sketch import Page, Rates, Term, ink
-from sdsedit.sketch.draw import Shapes, inked
+from sdsedit.sketch.draw import Shapes, inked, that_matter
 from sdsedit.sketch.start import blur, directions, first_strokes, probabilities, start_points, xdog
 from sdsedit.sketch.trace import trace
 
@@ -404,7 +404,9 @@ def _written_back(
         drawing = page.drawing()
         numbers = (drawing.points[0], drawing.widths[0], drawing.colours[0], drawing.background[0])
         final = Shapes(page.topology, *(each.cpu() for each in numbers))
-    new = _that_matter(final, len(rows), wanted, where, page.size)
+    new = list(range(len(rows), len(final.topology)))
+    kept = set(that_matter(final, list(range(len(final.topology))), new, wanted, 0.7, where, 0.01)) if new else set()
+    new = [row for row in new if row in kept]
     back = torch.tensor([1 / parts.scale[0], 1 / parts.scale[1]])
     spans, changed = final.spans(), {}
     for number in range(len(document.shapes)):
@@ -458,22 +460,6 @@ def _differs(old: SvgShape, new: SvgShape, scale: tuple[float, float]) -> bool:
         for a, b in ((old.fill, new.fill), (old.stroke, new.stroke))
     ]
     return moved > 0.1 or max(painted) > 2 / 255 or abs(old.width - new.width) * scale[0] > 0.1
-
-
-def _that_matter(final: Shapes, first: int, wanted: Tensor, where: Tensor, size: tuple[int, int]) -> list[int]:
-    """Of the new shapes, those without which the drawing is further from the edited picture."""
-    rows = list(range(len(final.topology)))
-    target = blur(wanted, 0.7)
-
-    def far(kept: list[int]) -> float:
-        return float(((blur(final.keep(kept).picture(size), 0.7) - target).square() * where).sum())
-
-    now = far(rows) if rows else 0.0
-    for row in list(rows[first:]):
-        without = [each for each in rows if each != row]
-        if without and (then := far(without)) <= now + 0.01:
-            rows, now = without, then
-    return [row for row in rows if row >= first]
 
 
 def _final(

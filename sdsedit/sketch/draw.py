@@ -161,8 +161,8 @@ def sketch(
     # Starting and tidying are the host's work; the page moves to the prior's device by itself.
     seen, guide = guide, guide.cpu()
     places = torch.stack([_place(maps, k, size) for k in range(maps.cross.shape[1])]).cpu()  # [tokens, H, W]
-    attention = _union(places)
-    shapes, tend = _start(guide, attention, config, generator, prior)
+    attention = places.amax(0)
+    shapes, tend = _start(guide, attention, config, generator)
     if not len(shapes.topology):
         notes.append("The model's picture of the words has no areas to trace: try another seed, or strokes.")
     terms = _terms(prior, prompt, seen, prompts, config, generator, notes)
@@ -184,7 +184,7 @@ def sketch(
         last = page.drawing()
         numbers = (last.points[0], last.widths[0], last.colours[0], last.background[0])
         drawn = Shapes(page.topology, *(each.detach().cpu() for each in numbers))
-        tidy, groups = _tidy(drawn, guide, words, places, size, config)
+        tidy, groups = _tidy(drawn, guide, words, places, size)
     return SketchResult(
         *(tidy.topology, tidy.points, tidy.widths, tidy.colours, tidy.background),
         groups=groups,
@@ -295,12 +295,8 @@ def _place(maps: AttentionMaps, token: int, size: tuple[int, int], share: float 
     return average(cross, refined, share)[0, 0]
 
 
-def _union(places: Tensor) -> Tensor:
-    return places.amax(0)
-
-
 def _start(
-    guide: Tensor, attention: Tensor, config: SketchConfig, generator: torch.Generator, prior: Prior
+    guide: Tensor, attention: Tensor, config: SketchConfig, generator: torch.Generator
 ) -> tuple[Shapes, Callable[[Page], None] | None]:
     """The first shapes, and what renews the dead ones."""
     height, width = guide.shape[-2:]
@@ -311,7 +307,8 @@ def _start(
         topology = Topology((NONZERO,) * len(rings), tuple(((len(r) // 3, True),) for r in rings), (True,) * len(rings))
         points = torch.cat(rings) if rings else guide.new_zeros(0, 2)
         return Shapes(topology, points, guide.new_zeros(len(rings), 2), colours, paper), None
-    edges = torch.maximum(lines(guide), 0.4 * xdog(guide))[0, 0]
+    drawn_lines = lines(guide)
+    edges = torch.maximum(drawn_lines, 0.4 * xdog(guide))[0, 0]
     p = probabilities(where, edges)
     along = directions(guide)
     points = start_points(p, width, config.strokes, generator, apart=_reach(config, width))
@@ -321,7 +318,10 @@ def _start(
     widths = torch.full((config.strokes, 2), stroke)
     colours = _colours_at(guide, points, config)
     topology = Topology((STROKE,) * config.strokes, (((1, False),),) * config.strokes, (True,) * config.strokes)
-    tend = partial(_renew, guide=guide, where=where, along=along, config=config, generator=generator, stroke=stroke)
+    tend = partial(
+        _renew, guide=guide, where=where, edges=drawn_lines[0, 0], along=along, config=config, generator=generator,
+        stroke=stroke,
+    )  # fmt: skip
     return Shapes(topology, first.flatten(0, 1), widths, colours, guide.new_ones(3)), tend
 
 
@@ -352,6 +352,7 @@ def _renew(
     page: Page,
     guide: Tensor,
     where: Tensor,
+    edges: Tensor,  # [H, W], the guide's lines
     along: Tensor,
     config: SketchConfig,
     generator: torch.Generator,
@@ -366,7 +367,7 @@ def _renew(
         return
     drawn = page.picture().cpu()
     missing = (drawn - guide).abs().amax(1, keepdim=True) if config.style != "ink" else drawn - guide
-    missing = blur(missing.mean(1, keepdim=True).clamp(min=0), 1.0)[0, 0] * where * (0.1 + lines(guide)[0, 0])
+    missing = blur(missing.mean(1, keepdim=True).clamp(min=0), 1.0)[0, 0] * where * (0.1 + edges)
     p = probabilities(missing / missing.max().clamp(min=1e-6), None, share=0.02)
     points = start_points(p, width, len(rows), generator, apart=_reach(config, width))
     first = first_strokes(points, along, (height, width), _length(config, width), generator)
@@ -406,13 +407,13 @@ def _terms(
 
 
 def _tidy(
-    drawn: Shapes, guide: Tensor, words: tuple[str, ...], places: Tensor, size: tuple[int, int], config: SketchConfig
+    drawn: Shapes, guide: Tensor, words: tuple[str, ...], places: Tensor, size: tuple[int, int]
 ) -> tuple[Shapes, tuple[str, ...]]:
     """Only shapes that matter, grouped by word: those that hardly show go, then those without which the page is as
     like the guide as with them, then doubles; strokes of one word come together where that changes nothing."""
     shown = ink(drawn.drawing(), places)  # [K + 1, N]
     rows = [row for row in range(len(drawn.topology)) if float(shown[-1, row]) >= 1.0]
-    rows = _without_strays(drawn, rows, guide, size)
+    rows = that_matter(drawn, rows, rows[::-1], guide, 1.0)
     rows = _without_doubles(drawn, rows)
     names, group = [*words, "background"], {}
     for row in rows:
@@ -428,20 +429,26 @@ def _tidy(
     return sorted_, tuple(group[row] for row in together)
 
 
-def _without_strays(drawn: Shapes, rows: list[int], guide: Tensor, size: tuple[int, int]) -> list[int]:
-    """Take away, from the last to the first, every shape whose absence brings the blurred page nearer to the guide."""
-    wanted = blur(guide, 1.0)
+def that_matter(
+    shapes: Shapes,
+    rows: list[int],  # the shapes that are drawn
+    doubtful: list[int],  # those of them that may go, in the order in which they are tried
+    wanted: Tensor,  # [1, 3, H, W]
+    sigma: float,  # pixels, of the blur through which pages are compared
+    where: Tensor | float = 1.0,  # [1, 1, H, W], where they are compared
+    worth: float = 0.0,  # summed squared difference that a shape must make good
+) -> list[int]:
+    """`rows` without the doubtful shapes whose absence leaves the blurred page no further from what is wanted; one
+    shape always stays."""
+    size, target = (wanted.shape[-2], wanted.shape[-1]), blur(wanted, sigma)
 
     def far(kept: list[int]) -> float:
-        return float((blur(drawn.keep(kept).picture(size), 1.0) - wanted).square().sum())
+        return float(((blur(shapes.keep(kept).picture(size), sigma) - target).square() * where).sum())
 
     now = far(rows)
-    for row in list(reversed(rows)):
-        without = [r for r in rows if r != row]
-        if not without:
-            break
-        then = far(without)
-        if then <= now:
+    for row in doubtful:
+        without = [each for each in rows if each != row]
+        if without and (then := far(without)) <= now + worth:
             rows, now = without, then
     return rows
 

@@ -11,6 +11,7 @@ from sdsedit.errors import InputRefused
 from sdsedit.prior import load_prior
 from sdsedit.render.strokes import NONZERO, STROKE, Topology
 from sdsedit.representations.sketch import Page, ink
+from sdsedit.sketch import start
 from sdsedit.sketch.draw import WORDS, Shapes, SketchConfig, _renew, _tidy, check_sketch, inked, sketch
 from sdsedit.sketch.start import directions
 from tests.sketch.painter import Painter, disc, painted
@@ -320,7 +321,7 @@ def test_tidying_leaves_what_shows_what_is_wanted_and_each_thing_once():
     places = torch.zeros(3, 32, 32)
     places[0, 16:] = 1
     places[1, :10] = 0.2  # hardly at all
-    tidy, groups = _tidy(drawn, wanted.picture((32, 32)), ("hat", "cat", "dog"), places, (32, 32), SketchConfig())
+    tidy, groups = _tidy(drawn, wanted.picture((32, 32)), ("hat", "cat", "dog"), places, (32, 32))
     assert groups == ("background", "hat")
     assert torch.equal(tidy.points, drawn.keep([1, 0]).points) or torch.equal(tidy.points[4:], drawn.points[:4])
 
@@ -329,7 +330,7 @@ def test_words_come_together_where_that_changes_nothing_and_not_where_it_would()
     apart = lines((4, 4, 28), (20, 4, 28), (9, 4, 28), (26, 4, 28))
     places = torch.zeros(2, 32, 32)
     places[0, :14], places[1, 14:] = 1, 1
-    arguments = (apart.picture((32, 32)), ("cat", "grass"), places, (32, 32), SketchConfig())
+    arguments = (apart.picture((32, 32)), ("cat", "grass"), places, (32, 32))
     tidy, groups = _tidy(apart, *arguments)
     assert groups == ("cat", "cat", "grass", "grass") and torch.equal(tidy.points, apart.keep([0, 2, 1, 3]).points)
     # A red stroke of the grass goes over the first stroke of the cat and under the second.
@@ -341,7 +342,7 @@ def test_words_come_together_where_that_changes_nothing_and_not_where_it_would()
     )
     places[0], places[1] = 1, 0
     places[:, :, 14:18] = torch.tensor([0.0, 1.0]).view(2, 1, 1)
-    tidy, groups = _tidy(woven, woven.picture((32, 32)), ("cat", "grass"), places, (32, 32), SketchConfig())
+    tidy, groups = _tidy(woven, woven.picture((32, 32)), ("cat", "grass"), places, (32, 32))
     assert groups == ("cat", "grass", "cat") and torch.equal(tidy.points, woven.points)
 
 
@@ -349,7 +350,7 @@ def test_strokes_on_each_other_are_one_also_where_the_page_would_be_lighter_for_
     twice = lines((8, 4, 28), (8.3, 28, 4), (24, 4, 28), opacity=0.5)
     places = torch.ones(1, 32, 32)
     wanted = lines((8, 4, 28), (24, 4, 28)).picture((32, 32))
-    tidy, groups = _tidy(twice, wanted, ("cat",), places, (32, 32), SketchConfig())
+    tidy, groups = _tidy(twice, wanted, ("cat",), places, (32, 32))
     assert torch.equal(tidy.points, twice.keep([0, 2]).points) and groups == ("cat", "cat")
 
 
@@ -362,13 +363,14 @@ def test_dead_strokes_begin_anew_where_ink_is_missing_and_living_ones_stay():
         torch.Generator().manual_seed(0), _rates(),
     )  # fmt: skip
     config = SketchConfig(strokes=3)
-    _renew(page, wanted, torch.ones(32, 32), directions(wanted), config, torch.Generator().manual_seed(0), stroke=2.0)
+    where = (torch.ones(32, 32), start.lines(wanted)[0, 0], directions(wanted))
+    _renew(page, wanted, *where, config, torch.Generator().manual_seed(0), stroke=2.0)
     points = page.points.detach().view(3, 4, 2)
     assert torch.equal(points[0], drawn.points[:4])
     assert (points[1:].mean(1)[:, 1] - 24).abs().max() < 5  # the line that is missing
     assert torch.allclose(page.opacity.detach(), torch.tensor([1.0, 0.9, 0.9]))
     before = page.points.detach().clone()
-    _renew(page, wanted, torch.ones(32, 32), directions(wanted), config, torch.Generator().manual_seed(0), stroke=2.0)
+    _renew(page, wanted, *where, config, torch.Generator().manual_seed(0), stroke=2.0)
     assert torch.equal(page.points, before)  # none is dead
 
 
