@@ -30,11 +30,12 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from PIL import Image
 
-from sdsedit.edit import Edit, EditConfig, EditResult, StepReport, edit
+from sdsedit.edit import EditResult, StepReport, edit
 from sdsedit.guidance import configured
 from sdsedit.guidance.base import Guidance
 from sdsedit.prior.load import editing_settings
 from sdsedit.prior.unet import UNetPrior
+from sdsedit.request import Edit, EditConfig
 
 Pictures = Image.Image | np.ndarray | torch.Tensor
 

@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING, Any
 from sdsedit._version import __version__
 
 if TYPE_CHECKING:
-    from sdsedit.edit import Edit, EditConfig, EditResult, StepReport
+    from sdsedit.edit import EditResult, StepReport
     from sdsedit.errors import InputRefused
     from sdsedit.guidance import METHODS
     from sdsedit.guidance.lusd import LUSD
     from sdsedit.io.images import Picture, read_mask, read_picture
     from sdsedit.prior.load import ModelNotFound, load_prior
+    from sdsedit.request import Edit, EditConfig
 
 _HOMES = {
-    "Edit": "sdsedit.edit",
-    "EditConfig": "sdsedit.edit",
+    "Edit": "sdsedit.request",
+    "EditConfig": "sdsedit.request",
     "EditResult": "sdsedit.edit",
     "StepReport": "sdsedit.edit",
     "InputRefused": "sdsedit.errors",

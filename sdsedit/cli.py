@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from sdsedit.edit import Edit, EditConfig, EditResult, StepReport
+    from sdsedit.edit import EditResult, StepReport
     from sdsedit.io.images import Mask, Picture
     from sdsedit.io.svg import SvgDocument
     from sdsedit.prior.unet import UNetPrior
+    from sdsedit.request import Edit, EditConfig
     from sdsedit.sketch.change import SvgConfig, SvgResult, SvgStep
     from sdsedit.sketch.draw import SketchConfig, SketchResult, SketchStep
 
@@ -380,7 +381,7 @@ def _image(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
         arguments.save_mask, arguments.save_heatmap, not arguments.no_metadata,
     )  # fmt: skip
 
-    from sdsedit.edit import Edit, EditConfig
+    from sdsedit.request import Edit, EditConfig
 
     request = Edit(
         target=arguments.target,
@@ -446,8 +447,9 @@ def _run(
     job: _Job, request: Edit, config: EditConfig, interrupts: Interrupts, started: float
 ) -> tuple[EditResult, dict[str, Any]]:
     """Load the model, edit, write, and tell; gives the result and its recipe."""
-    from sdsedit.edit import check_request, edit
+    from sdsedit.edit import edit
     from sdsedit.io import record
+    from sdsedit.request import check_request
 
     check_request(request, config)  # before a model is loaded, or fetched
     notes = list(job.picture.notes) + [f"Mask: {note}" for note in (job.mask.notes if job.mask else ())]
@@ -755,7 +757,7 @@ def _svg(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
         arguments, arguments.input, Path(arguments.output), arguments.model, pictures, not arguments.no_metadata
     )
 
-    from sdsedit.edit import Edit, EditConfig
+    from sdsedit.request import Edit, EditConfig
     from sdsedit.sketch.change import SvgConfig
 
     request = Edit(target=arguments.target, source=arguments.source, words=_words(arguments.words))

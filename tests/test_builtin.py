@@ -10,9 +10,10 @@ import torch
 
 from sdsedit import read_picture
 from sdsedit.attention.words import changed_words
-from sdsedit.edit import Edit, EditConfig, edit
+from sdsedit.edit import edit
 from sdsedit.guidance import METHODS, configured
 from sdsedit.prior import builtin_path, load_prior
+from sdsedit.request import Edit, EditConfig
 from training.judge import load_judge
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -309,10 +309,10 @@ def test_usage(capsys: pytest.CaptureFixture[str]):
 
 
 def test_what_help_says_is_what_the_engine_holds():
-    from sdsedit import edit, guidance
+    from sdsedit import guidance, request
 
     assert tuple(guidance.METHODS) == cli.METHOD_NAMES
-    assert (cli.MAX_STEPS, cli.MAX_SIZE, cli.MAX_FEATHER) == (edit.MAX_STEPS, edit.MAX_SIZE, edit.MAX_FEATHER)
+    assert (cli.MAX_STEPS, cli.MAX_SIZE, cli.MAX_FEATHER) == (request.MAX_STEPS, request.MAX_SIZE, request.MAX_FEATHER)
 
 
 def test_errors_have_their_codes():

@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sdsedit.edit import MAX_PROMPT, Edit, EditConfig, distill, edit
+from sdsedit.edit import distill, edit
 from sdsedit.errors import InputRefused
 from sdsedit.guidance import CSD, DDS, LUSD, METHODS, PDS, SDS
 from sdsedit.guidance.base import Update
 from sdsedit.prior.unet import UNetPrior
 from sdsedit.representations.base import View
+from sdsedit.request import MAX_PROMPT, Edit, EditConfig
 from tests import tiny
 from tests.guidance.gaussian import GaussianPrior, prompts
 

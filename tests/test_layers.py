@@ -22,7 +22,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("sdsedit.attention",),
     ("sdsedit.guidance",),
     ("sdsedit.render",),
-    ("sdsedit.representations",),
+    ("sdsedit.representations", "sdsedit.request"),
     ("sdsedit.edit",),
     ("sdsedit.sketch", "sdsedit.splats"),
     ("sdsedit.io.record",),  # a recipe is made of an edit or a sketch as a whole: record stands above the rest of io

@@ -30,8 +30,9 @@ from sdsedit.errors import InputRefused, printable
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sdsedit.edit import Edit, EditConfig, EditResult
+    from sdsedit.edit import EditResult
     from sdsedit.io.images import Mask, Picture
+    from sdsedit.request import Edit, EditConfig
     from sdsedit.sketch.change import SvgConfig, SvgResult
     from sdsedit.sketch.draw import SketchConfig, SketchResult
 
@@ -197,8 +198,8 @@ def image_request(recipe: Mapping[str, Any], mask: Tensor | None) -> tuple[Edit,
 
     A recipe is somebody's file: InputRefused names the field that is missing or wrong. Ranges are checked by `edit`.
     """
-    from sdsedit.edit import Edit, EditConfig
     from sdsedit.guidance import METHODS
+    from sdsedit.request import Edit, EditConfig
 
     settings = dict(_field(recipe, "method", dict))
     name = settings.pop("name", None)

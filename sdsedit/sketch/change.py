@@ -23,25 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdsedit.attention.words import changed_words
-from sdsedit.edit import (
-    Edit,
-    EditConfig,
-    EditResult,
-    StepReport,
-    _check_number,
-    _check_whole,
-    _prompts,
-    _words,
-    check_request,
-    distill,
-    edit,
-)
+from sdsedit.edit import EditResult, StepReport, distill, edit
 from sdsedit.guidance import configured
 from sdsedit.io.svg import SvgDocument, SvgShape, write_svg
 from sdsedit.prior.base import Prior
 from sdsedit.render.strokes import EVENODD, NONZERO, STROKE, Topology
 from sdsedit.representations.image import working_size
 from sdsedit.representations.sketch import Page, Rates, Term, ink
+from sdsedit.request import Edit, EditConfig, check_number, check_request, check_whole, encode_prompts, words_to_find
 from sdsedit.sketch.draw import Shapes, inked, that_matter
 from sdsedit.sketch.start import blur, directions, first_strokes, probabilities, start_points, xdog
 from sdsedit.sketch.trace import trace
@@ -165,8 +154,8 @@ def change(
     )  # fmt: skip
     steps = 0
     if free.any():
-        words, mask_from = _words(prior, request, method, [])
-        prompts = _prompts(prior, request, words.tokens, mask_from, [])
+        words, mask_from = words_to_find(prior, request, method, [])
+        prompts = encode_prompts(prior, request, words.tokens, mask_from, [])
 
         def report(step: StepReport) -> bool | None:
             total = look_steps + step.total
@@ -188,10 +177,10 @@ def change(
 def check_change(request: Edit, config: SvgConfig) -> None:
     """Refuse, with one sentence (InputRefused), what no model could make right; needs none."""
     check_request(request, config.edit)
-    _check_number("share", config.share, 0, 1)
-    _check_whole("added", config.added, 0, 512)
-    _check_whole("steps", config.steps, 1, 10_000)
-    _check_number("distillation", config.distillation, 0, 1)
+    check_number("share", config.share, 0, 1)
+    check_whole("added", config.added, 0, 512)
+    check_whole("steps", config.steps, 1, 10_000)
+    check_number("distillation", config.distillation, 0, 1)
 
 
 # --- from a document to the renderer's layout and back ----------------------------------------------------------------

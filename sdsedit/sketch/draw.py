@@ -22,7 +22,7 @@ from torch import Tensor
 from sdsedit.attention.localize import average, localize
 from sdsedit.attention.probe import AttentionMaps
 from sdsedit.attention.words import MODIFIERS, NUMBERS, changed_words, find_words
-from sdsedit.edit import StepReport, _check_number, _check_prompt, _check_whole, distill
+from sdsedit.edit import StepReport, distill
 from sdsedit.errors import InputRefused, printable
 from sdsedit.guidance import configured
 from sdsedit.guidance.base import Prompts
@@ -30,6 +30,7 @@ from sdsedit.guidance.sample import likelihood, mean_maps, sample
 from sdsedit.prior.base import Prior
 from sdsedit.render.strokes import NONZERO, STROKE, Drawing, Topology, render
 from sdsedit.representations.sketch import Augment, Page, Rates, Term, ink
+from sdsedit.request import check_number, check_prompt, check_whole
 from sdsedit.sketch.start import blur, directions, first_strokes, lines, probabilities, start_points, xdog
 from sdsedit.sketch.terms import clip_terms, own_terms
 from sdsedit.sketch.trace import trace
@@ -211,16 +212,16 @@ def _mean(shares: list[dict[str, float]]) -> dict[str, float]:
 
 def check_sketch(prompt: str, config: SketchConfig) -> None:
     """Refuse, with one sentence (InputRefused), what no model could draw; needs none."""
-    _check_prompt("prompt", prompt)
+    check_prompt("prompt", prompt)
     if not prompt.strip():
         raise InputRefused("The prompt is empty; say what to draw.")
-    _check_whole("strokes", config.strokes, MIN_STROKES, MAX_STROKES)
-    _check_whole("steps", config.steps, 1, 10_000)
-    _check_whole("seed", config.seed, 0, 2**63 - 1)
-    _check_whole("guide_steps", config.guide_steps, 1, 1000)
-    _check_whole("guides", config.guides, 1, 16)
-    _check_number("width", config.width, 0.1, 20)
-    _check_number("distillation", config.distillation, 0, 1)
+    check_whole("strokes", config.strokes, MIN_STROKES, MAX_STROKES)
+    check_whole("steps", config.steps, 1, 10_000)
+    check_whole("seed", config.seed, 0, 2**63 - 1)
+    check_whole("guide_steps", config.guide_steps, 1, 1000)
+    check_whole("guides", config.guides, 1, 16)
+    check_number("width", config.width, 0.1, 20)
+    check_number("distillation", config.distillation, 0, 1)
     if config.style not in STYLES:
         raise InputRefused(f"style is {printable(repr(config.style), 40)}; it must be one of {', '.join(STYLES)}.")
     if config.method not in METHODS:

@@ -8,10 +8,11 @@ from functools import partial
 import pytest
 import torch
 
-from sdsedit.edit import Edit, EditConfig, edit
+from sdsedit.edit import edit
 from sdsedit.errors import InputRefused
 from sdsedit.guidance import LUSD
 from sdsedit.guidance.refine import Refine
+from sdsedit.request import Edit, EditConfig
 from tests.guidance.gaussian import FLOW, VP, GaussianPrior, prompts
 
 TARGET, SOURCE = "a cat wearing a crown on grass", "a cat on grass"

@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sdsedit.edit import Edit, EditConfig
 from sdsedit.errors import InputRefused
 from sdsedit.guidance import DDS
 from sdsedit.io.svg import SvgDocument, read_svg
 from sdsedit.prior import load_prior
+from sdsedit.request import Edit, EditConfig
 from sdsedit.sketch.change import SvgConfig, SvgResult, _parts, change, check_change
 from tests.sketch.painter import Painter
 
