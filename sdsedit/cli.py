@@ -1,4 +1,4 @@
-"""The command line: `sdsedit image | sketch | svg | replay | models | doctor`.
+"""The command line: `sdsedit image | sketch | svg | splats | replay | models | doctor`.
 
 Results go to standard output, progress and refusals to standard error. A refusal is one sentence; the exit codes are in
 `sdsedit.errors`. Heavy imports wait until the arguments and the files are known to be good.
@@ -29,13 +29,16 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from sdsedit.camera import Cameras
     from sdsedit.edit import EditResult, StepReport
     from sdsedit.io.images import Mask, Picture
+    from sdsedit.io.splats import Splats
     from sdsedit.io.svg import SvgDocument
     from sdsedit.prior.unet import UNetPrior
     from sdsedit.request import Edit, EditConfig
     from sdsedit.sketch.change import SvgConfig, SvgResult, SvgStep
     from sdsedit.sketch.draw import SketchConfig, SketchResult, SketchStep
+    from sdsedit.splats.change import Progress, SplatConfig, SplatResult
 
 # Named here too: `sdsedit --help` must not wait for torch. A test holds them to what the engine has.
 METHOD_NAMES = ("lusd", "dds", "pds", "ssd", "sds", "sbp", "nfsd", "csd")
@@ -47,13 +50,19 @@ MIN_WIDTH, MAX_WIDTH = 0.1, 20.0
 MAX_ADDED = 512
 SKETCH_STEPS, SKETCH_DISTILLATION = 120, 0.5  # defaults, as --help says
 SVG_SHARE, SVG_ADDED, SVG_STEPS = 0.5, 24, 60
+KIND_NAMES = ("recolour", "restyle", "replace", "add", "delete")
+DIRECTION_NAMES = ("x", "-x", "y", "-y", "z", "-z")
+MIN_VIEWS, MAX_VIEWS = 4, 256
+MIN_THRESHOLD, MAX_THRESHOLD = 0.05, 0.95
+MAX_SEEDED = 200_000
+SPLAT_VIEWS, SPLAT_THRESHOLD, SPLAT_SEEDED, SPLAT_DISTILLATION = 16, 0.5, 2500, 0.5  # defaults
 SKETCH_SIDE, PICTURE_SIDE = 512, 2048  # pixels: of a sketch's page, and at most of a picture of a drawing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code."""
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = _parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
     except SystemExit as end:  # argparse's way to say --help, --version or a usage error
         return end.code if isinstance(end.code, int) else errors.USAGE
     with Interrupts() as interrupts, warnings.catch_warnings():
@@ -166,10 +175,62 @@ def _number(name: str, low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
+def _joined(argv: Sequence[str]) -> list[str]:
+    """The arguments as argparse understands them: `splats info` as one command, and --up with its -y, which looks like
+    an option, in one word."""
+    given = list(argv)
+    if given[:2] == ["splats", "info"]:
+        given[:2] = ["splats info"]
+    for k in range(len(given) - 2, -1, -1):
+        if given[k] == "--up" and not given[k + 1].startswith("--"):
+            given[k : k + 2] = [f"--up={given[k + 1]}"]
+    return given
+
+
+def _direction(text: str) -> tuple[float, float, float]:
+    """--up: the name of an axis, or three numbers."""
+    name = text.strip().lower().removeprefix("+")
+    if name in DIRECTION_NAMES:
+        axis, sign = "xyz".index(name[-1]), -1.0 if name[0] == "-" else 1.0
+        return tuple(sign * (k == axis) for k in range(3))  # pyright: ignore[reportReturnType]  # three
+    values = _numbers_of(text)
+    length = sum(value * value for value in values) ** 0.5
+    if len(values) != 3 or not 0 < length < float("inf"):
+        raise argparse.ArgumentTypeError(
+            f"up is {printable(text, 40)}; it must be one of {', '.join(DIRECTION_NAMES)}, or three numbers such as "
+            "0,-1,0."
+        )
+    return tuple(value / length for value in values)  # pyright: ignore[reportReturnType]  # three
+
+
+def _colour(text: str) -> tuple[float, float, float]:
+    """--background: a colour's name, #rrggbb, or three numbers from 0 to 1."""
+    values = _numbers_of(text)
+    if not values:
+        from PIL import ImageColor
+
+        with contextlib.suppress(ValueError):
+            values = [channel / 255 for channel in ImageColor.getrgb(text.strip()[:100])[:3]]
+    if len(values) != 3 or not all(0 <= value <= 1 for value in values):
+        raise argparse.ArgumentTypeError(
+            f"background is {printable(text, 40)}; it must be a colour's name, #rrggbb, or three numbers from 0 to 1."
+        )
+    return values[0], values[1], values[2]
+
+
+def _numbers_of(text: str) -> list[float]:
+    """Numbers between commas; none if one of them is no number."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        return []
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="sdsedit", allow_abbrev=False,
-        description="Edit pictures and drawings with words: score distillation says how, attention says where.",
+        description="Edit pictures, drawings and splat scenes with words: score distillation says how, attention says "
+        "where.",
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"sdsedit {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -312,14 +373,103 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_arguments(svg, "builtin")
     svg.add_argument("--overwrite", action="store_true", help="replace what is there already under the output's names")
 
-    again = command("replay", _replay, "Repeat what the recipe in a picture or a drawing says, and compare.")
-    again.add_argument("made", metavar="OUTPUT", help="a picture or a drawing that sdsedit made")
+    splats = command("splats", _splats, "Edit a scene of Gaussian splats; rows outside the edit keep their bits.")
+    splats.add_argument("input", metavar="SCENE", help="a .ply, .compressed.ply or .spz file")
+    splats.add_argument("--target", required=True, metavar="TEXT", help="describes the scene as it should become")
+    splats.add_argument("--source", metavar="TEXT", help="describes the scene as it is")
+    splats.add_argument(
+        "--output", metavar="OUT.ply", help="where the result goes: .ply, .compressed.ply, .spz or .splat"
+    )
+    splats.add_argument(
+        "--kind", choices=KIND_NAMES, help="what the edit is (default: told from the words of the prompts)"
+    )
+    splats.add_argument(
+        "--words",
+        metavar="WORDS",
+        help='words of the prompt whose place is edited: "crown,top hat" (default: the new ones)',
+    )
+    splats.add_argument("--method", choices=METHOD_NAMES, default="lusd", help="how to edit (default: %(default)s)")
+    splats.add_argument(
+        "--negative", default="", metavar="TEXT", help="what to move away from (nfsd, csd and sbp read it)"
+    )
+    splats.add_argument(
+        "--steps", type=_whole("steps", 1, MAX_STEPS), metavar="N", help=f"1 to {MAX_STEPS} (default: the kind's own)"
+    )
+    splats.add_argument("--seed", type=_whole("seed", 0, MAX_SEED), default=0, metavar="N", help="one seed, one result")
+    splats.add_argument(
+        "--strength", type=_number("strength", MIN_STRENGTH, MAX_STRENGTH), default=1.0, metavar="X",
+        help=f"multiplies the method's step, {MIN_STRENGTH:g} to {MAX_STRENGTH:g} (default: 1)",
+    )  # fmt: skip
+    splats.add_argument(
+        "--distillation", type=_number("distillation", 0, 1), default=SPLAT_DISTILLATION, metavar="S",
+        help="score distillation's share of the gradient, 0 to 1 (default: %(default)s); likeness to edited views has "
+        "the rest",
+    )  # fmt: skip
+    splats.add_argument(
+        "--threshold", type=_number("threshold", MIN_THRESHOLD, MAX_THRESHOLD), default=SPLAT_THRESHOLD, metavar="W",
+        help=f"weight from which a Gaussian is in the edit, {MIN_THRESHOLD:g} to {MAX_THRESHOLD:g} "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    splats.add_argument(
+        "--added", type=_whole("added", 1, MAX_SEEDED), default=SPLAT_SEEDED, metavar="N",
+        help=f"new Gaussians to begin a new thing with, 1 to {MAX_SEEDED} (default: %(default)s)",
+    )  # fmt: skip
+    splats.add_argument(
+        "--cameras", metavar="PATH",
+        help="a COLMAP folder, transforms.json or cameras.json (default: an orbit that frames the scene)",
+    )  # fmt: skip
+    splats.add_argument(
+        "--views", type=_whole("views", MIN_VIEWS, MAX_VIEWS), default=SPLAT_VIEWS, metavar="N",
+        help=f"cameras of the orbit, or how many of --cameras, {MIN_VIEWS} to {MAX_VIEWS} (default: %(default)s); "
+        "every fourth is only measured with",
+    )  # fmt: skip
+    splats.add_argument(
+        "--up", type=_direction, default=(0.0, -1.0, 0.0), metavar="AXIS",
+        help="of the scene's world: -y, z ..., or three numbers (default: -y, as COLMAP has it)",
+    )  # fmt: skip
+    splats.add_argument(
+        "--background", type=_colour, default=(1.0, 1.0, 1.0), metavar="COLOUR",
+        help="behind the scene while it is edited: a name, #rrggbb or three numbers from 0 to 1 (default: white)",
+    )  # fmt: skip
+    splats.add_argument(
+        "--size", type=_whole("size", 1, MAX_SIZE), metavar="N",
+        help="side of the views in pixels (default: the model's own)",
+    )  # fmt: skip
+    splats.add_argument(
+        "--show-mask", metavar="FILE.png",
+        help="write where the words were found, seen from all round, before time is spent on the edit",
+    )  # fmt: skip
+    splats.add_argument("--mask-only", action="store_true", help="stop after --show-mask")
+    splats.add_argument("--png", metavar="FILE.png", help="also write held-out views: before, weights, after")
+    splats.add_argument("--orbit", metavar="FILE.mp4", help="also write a film round both scenes, .mp4 or .gif")
+    splats.add_argument(
+        "--preview-every", type=_whole("preview-every", 1, MAX_STEPS), metavar="N",
+        help="every N steps write a view of the scene so far to OUT.ply.preview.png",
+    )  # fmt: skip
+    splats.add_argument("--json", action="store_true", help="report as JSON on standard output")
+    splats.add_argument(
+        "--no-metadata", action="store_true", help="write no recipe, neither into a .ply nor beside the scene"
+    )
+    _add_model_arguments(splats, "builtin")
+    splats.add_argument(
+        "--overwrite", action="store_true", help="replace what is there already under the output's names"
+    )
+
+    info = command("splats info", _splats_info, "Say what a file of Gaussian splats holds.")
+    info.add_argument("input", metavar="FILE", help="a .ply, .compressed.ply or .spz file")
+    info.add_argument("--json", action="store_true", help="as JSON")
+
+    again = command("replay", _replay, "Repeat what the recipe in a picture, a drawing or a scene says, and compare.")
+    again.add_argument("made", metavar="OUTPUT", help="a picture, a drawing or a scene that sdsedit made")
     again.add_argument(
         "--input", metavar="FILE", help="its input (default: the file of that name beside OUTPUT or here)"
     )
     again.add_argument("--mask", metavar="FILE", help="its mask (default: the file of that name beside OUTPUT or here)")
     again.add_argument(
-        "--output", metavar="OUT", help="where the repeated one goes (default: OUTPUT.replay.png or .svg)"
+        "--cameras", metavar="PATH", help="a scene's cameras (default: what has that name beside OUTPUT or here)"
+    )
+    again.add_argument(
+        "--output", metavar="OUT", help="where the repeated one goes (default: OUTPUT.replay.png, .svg or .ply)"
     )
     _add_model_arguments(again, None)
     again.add_argument(
@@ -573,23 +723,30 @@ def _exit_code(stopped: str, steps_done: int, written: bool, interrupts: Interru
 
 
 @contextlib.contextmanager
-def _progress(doing: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar with rate and remaining time on a terminal, else a plain line every tenth of the way, on standard error."""
+def _progress(doing: str) -> Iterator[Callable[..., None]]:
+    """A bar with rate and remaining time on a terminal, else a plain line every tenth of the way, on standard error.
+
+    What it gives is called with (steps done, steps in all), and with the name of a stage where a run has several; the
+    rate is that of the stage.
+    """
     from rich.console import Console
 
     console = Console(stderr=True)
     if not console.is_terminal:
         print("Loading the model.", file=sys.stderr, flush=True)
-        begun = 0.0
+        begun, first, shown = 0.0, 1, ""
 
-        def line(done: int, steps: int) -> None:
-            nonlocal begun
+        def line(done: int, steps: int, stage: str = "") -> None:
+            nonlocal begun, first, shown
             now = time.perf_counter()
-            begun = begun or now
-            if done == 1 or done * 10 // steps > (done - 1) * 10 // steps:
-                rate = (done - 1) / (now - begun) if done > 1 else 0.0
+            fresh = not begun or stage != shown
+            if fresh:
+                begun, first, shown = now, done, stage
+            if fresh or done * 10 // steps > (done - 1) * 10 // steps:
+                rate = (done - first) / (now - begun) if done > first else 0.0
                 left = f", {rate:.1f} steps/s, {(steps - done) / rate:.0f} s left" if rate else ""
-                print(f"Step {done} of {steps}{left}", file=sys.stderr, flush=True)
+                named = f" ({stage})" if stage else ""
+                print(f"Step {done} of {steps}{named}{left}", file=sys.stderr, flush=True)
 
         yield line
         return
@@ -606,9 +763,15 @@ def _progress(doing: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("Loading the model", total=None)
 
-        def advance(done: int, steps: int) -> None:
-            if done == 1:
-                progress.reset(bar, total=steps, description=doing)
+        shown = None
+
+        def advance(done: int, steps: int, stage: str = "") -> None:
+            nonlocal shown
+            if shown is None:
+                progress.reset(bar, total=steps)
+            if stage != shown:
+                progress.update(bar, description=stage.capitalize() or doing)
+                shown = stage
             progress.update(bar, completed=done)
 
         yield advance
@@ -848,6 +1011,353 @@ def _enlarged(values: Tensor, page: np.ndarray) -> np.ndarray:  # [1, 1, h, w] i
     return to_array(interpolate(values.float(), page.shape[:2], mode="bilinear", align_corners=False))[..., 0]
 
 
+# ---- sdsedit splats
+
+
+@dataclass(frozen=True)
+class _SplatsJob:
+    """An edit of one scene, read, its cameras too, and its outputs known to be writable."""
+
+    splats: Splats
+    input: Path
+    sha256: str
+    cameras: Cameras | None
+    cameras_name: str
+    names: dict[str, Path]
+    model: _Model
+    metadata: bool
+    notes: tuple[str, ...] = ()  # what can be told before anything is done
+    preview_every: int = 0  # steps; 0: no preview
+    mask_only: bool = False
+    stop_after: int | None = None  # replay of an edit that was cancelled
+    json: bool = False
+
+
+def _splats(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
+    started = time.perf_counter()
+    if arguments.mask_only and not arguments.show_mask:
+        raise InputRefused("--mask-only stops after the weights are written: say where with --show-mask FILE.png.")
+    if not arguments.mask_only and not arguments.output:
+        raise InputRefused("Say where the result goes with --output OUT.ply, or stop early with --mask-only.")
+    pictures = {
+        what: Path(given)
+        for what, given in (("mask", arguments.show_mask), ("png", arguments.png), ("orbit", arguments.orbit))
+        if given
+    }
+    job = _splats_job(
+        arguments, arguments.input, arguments.cameras, None if arguments.mask_only else arguments.output,
+        arguments.model, pictures, arguments.up, arguments.views,
+    )  # fmt: skip
+
+    from sdsedit.request import Edit
+    from sdsedit.splats.change import SplatConfig
+
+    request = Edit(
+        target=arguments.target,
+        source=arguments.source,
+        words=_words(arguments.words),
+        negative=arguments.negative,
+    )
+    config = SplatConfig(
+        kind=arguments.kind,
+        method=arguments.method,
+        steps=arguments.steps,
+        seed=arguments.seed,
+        strength=arguments.strength,
+        views=arguments.views,
+        threshold=arguments.threshold,
+        distillation=arguments.distillation,
+        added=arguments.added,
+        background=arguments.background,
+        up=arguments.up,
+        size=arguments.size,
+    )
+    job = replace(
+        job,
+        metadata=not arguments.no_metadata,
+        preview_every=arguments.preview_every or 0,
+        mask_only=arguments.mask_only,
+        json=arguments.json,
+    )
+    result, _, data = _run_splats(job, request, config, interrupts, started)
+    if job.mask_only:
+        return interrupts.exit_code if interrupts.received else errors.OK
+    return _exit_code(result.stopped, result.steps_done, bool(data), interrupts)
+
+
+def _splats_job(
+    arguments: argparse.Namespace, input: str, cameras: str | None, output: str | None, model: str,
+    pictures: dict[str, Path], up: tuple[float, float, float], views: int, stop_after: int | None = None,
+) -> _SplatsJob:  # fmt: skip
+    """Read the scene and the cameras and check where the results go, before a model is loaded."""
+    from sdsedit.io import film, images, record
+
+    wanted = _model(arguments, model)
+    if cameras is not None and images.is_address(cameras):
+        raise InputRefused("Addresses are never fetched: save the cameras first and give the file's name.")
+    metadata = not getattr(arguments, "no_metadata", False)
+    if output is None:  # only the weights are wanted
+        names = {what: record.picture_name(what, path) for what, path in pictures.items() if what == "mask"}
+    else:
+        preview = bool(getattr(arguments, "preview_every", None))
+        names = record.scene_names(Path(output), metadata, preview, pictures)
+    if "orbit" in names and names["orbit"].suffix.lower() == ".mp4":
+        import numpy as np
+
+        film.mp4([np.zeros((16, 16, 3), np.uint8)])  # is there an encoder? Not after an hour of work
+
+    from sdsedit.camera import read_cameras
+    from sdsedit.io import splats
+    from sdsedit.splats.survey import DIRECTIONS, check_cameras, suggested_up
+
+    scene = splats.read(input)
+    found = None
+    notes: list[str] = []
+    if cameras is not None:
+        found = read_cameras(cameras)
+        check_cameras(scene, found)
+        if len(found) > views:
+            notes.append(f"Of {len(found)} cameras {views} are used; --views says how many.")
+    else:
+        better, because = suggested_up(scene)
+        if because != "the usual one: the scene has no clear ground" and _apart(DIRECTIONS[better], up):
+            notes.append(f"This scene's up seems to be {better}, {because}; if so, add --up {better}.")
+    inputs = [Path(input)] + ([] if cameras is None else [Path(cameras)])
+    record.check_outputs(names, inputs, arguments.overwrite, len(scene))
+    ending = "" if output is None else Path(output).suffix.lower()
+    if ending == ".splat":
+        notes.append(
+            "A .splat keeps one colour of each Gaussian and rounds it: higher SH and other properties are lost."
+        )
+    elif ending == ".spz" or str(output).lower().endswith(".compressed.ply"):
+        notes.append("This format rounds every number, what is outside the edit too; a .ply keeps it bit for bit.")
+    return _SplatsJob(
+        scene, Path(input), _file_sha256(Path(input)), found, "" if cameras is None else Path(cameras).name, names,
+        wanted, True, tuple(notes), stop_after=stop_after,
+    )  # fmt: skip
+
+
+def _apart(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether two directions of length 1 are more than 45 degrees apart."""
+    return sum(x * y for x, y in zip(a, b, strict=True)) < 0.7
+
+
+def _file_sha256(path: Path) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _run_splats(
+    job: _SplatsJob, request: Edit, config: SplatConfig, interrupts: Interrupts, started: float
+) -> tuple[SplatResult, dict[str, Any], bytes]:
+    """Load the model, edit, write, and tell; gives the result, its recipe, and the scene (empty: none was written)."""
+    from sdsedit.io import images, record
+    from sdsedit.splats.change import change, check
+    from sdsedit.splats.files import weights_sheet
+
+    check(request, config)  # before a model is loaded, or fetched
+    if not job.json:  # now: some say how to ask better
+        _tell((), job.notes)
+        sys.stdout.flush()
+    notes: list[str] = []
+    pictures: list[Path] = []  # that are written on the way
+    steps = 0
+    with _progress("Editing") as advance:
+        prior, warned = _load(job.model)
+
+        def show_mask(weight: Tensor) -> None:
+            sheet = weights_sheet(
+                job.splats, weight.float().cpu().numpy(), config.threshold, config.background, config.up,
+                device=prior.device,
+            )  # fmt: skip
+            record.write_all([(job.names["mask"], images.encode_png(sheet))])
+
+        def on_step(step: Progress) -> bool:
+            nonlocal steps
+            advance(step.index + 1, step.total, step.stage)
+            if "mask" in job.names and not pictures and step.weight is not None and step.stage != "looking":
+                show_mask(step.weight)
+                pictures.append(job.names["mask"])
+            if job.mask_only and pictures:
+                return False
+            if step.stage != "changing":
+                return True
+            interrupts.gentle = True  # from here on there is something to keep
+            steps += 1
+            if job.preview_every and steps % job.preview_every == 0:
+                try:
+                    png = images.encode_png(images.to_array(step.preview()))
+                    record.write_all([(job.names["preview"], png)])
+                    pictures[:] = [*(path for path in pictures if path != job.names["preview"]), job.names["preview"]]
+                except OSError as error:  # a preview is not worth the scene
+                    notes[:] = [f"A preview could not be written: {one_sentence(error)}."]
+            return not interrupts.received and steps != job.stop_after
+
+        result = change(job.splats, prior, request, config, job.cameras, on_step)
+    interrupts.gentle = True
+    if job.mask_only:
+        count = int((result.weight >= config.threshold).sum())
+        if job.json:
+            report = {"found": count, "gaussians": len(job.splats), "words": list(result.words)}
+            print(record.dump({**report, "notes": [*job.notes, *warned], "written": [str(job.names["mask"])]}))
+        else:
+            _tell(result.words, warned)
+            print(f"Found: {count} of {len(job.splats)} Gaussians have a weight of {config.threshold:g} or more")
+            _tell_written([job.names["mask"]])
+        return result, {}, b""
+    cameras = None if job.cameras is None else record.cameras_record(job.cameras, printable(job.cameras_name, 200))
+    model = _model_record(job.model, prior)
+    recipe = record.splats_recipe(
+        printable(job.input.name, 200), job.sha256, cameras, request, config, result, model
+    )  # fmt: skip
+    data, written = b"", []
+    wanted = [what for what in ("png", "orbit") if what in job.names]
+    if result.steps_done:
+        data = _write_scene(job, result, recipe, notes)
+        written = [job.names[what] for what in ("scene", "recipe") if what in job.names]
+        if interrupts.received:
+            notes += ["Pictures of the result are left out, for the run was cancelled."] * bool(wanted)
+        else:
+            written += _write_pictures(job, config, result, prior.device, notes)
+    written += pictures
+    notes = [*warned, *result.notes, *notes]
+    seconds = {**result.seconds, "total": time.perf_counter() - started}
+    if job.json:
+        anything = bool(result.changed or result.added or result.removed)
+        peaks = dict(zip(("memory_bytes", "gpu_memory_bytes"), _peak_memory(prior.device), strict=True))
+        report = {**recipe["result"], "notes": [*job.notes, *notes], "anything_changed": anything}
+        report |= {"seconds": {name: round(value, 3) for name, value in seconds.items()}, **peaks}
+        print(record.dump({**report, "written": [str(path) for path in written]}))
+    else:
+        _tell(result.words, notes)
+        _tell_scene(result, seconds, _peak_memory(prior.device))
+        if written:
+            _tell_written(written)
+        else:
+            print("Written: nothing, for no step was finished.")
+    return result, recipe, data
+
+
+def _write_scene(job: _SplatsJob, result: SplatResult, recipe: dict[str, Any], notes: list[str]) -> bytes:
+    """Write the scene and then the recipe beside it; the scene's bytes."""
+    import hashlib
+
+    from sdsedit.io import record, splats
+
+    path = job.names["scene"]
+    inside = job.metadata and path.suffix.lower() == ".ply" and not path.name.lower().endswith(".compressed.ply")
+    try:
+        data = splats.encode(record.with_recipe(result.splats, recipe if inside else None), path.name)
+    except ValueError as error:
+        if not inside or isinstance(error, InputRefused):
+            raise
+        notes.append(
+            "The recipe does not fit the PLY's header with what is there already: it is only beside the scene."
+        )
+        data = splats.encode(record.with_recipe(result.splats, None), path.name)
+    files = [(path, data)]
+    if "recipe" in job.names:
+        output = {"name": path.name, "sha256": hashlib.sha256(data).hexdigest()}
+        seconds = {name: round(value, 3) for name, value in result.seconds.items()}
+        beside = record.dump({**recipe, "seconds": seconds, "output": output}) + "\n"
+        files.append((job.names["recipe"], beside.encode("ascii")))
+    record.write_all(files)
+    return data
+
+
+def _write_pictures(
+    job: _SplatsJob, config: SplatConfig, result: SplatResult, device: Any, notes: list[str]
+) -> list[Path]:
+    """Write the pictures and films that were asked for, one after the other, and give their names.
+
+    The scene is on the disk: what goes wrong here is a note.
+    """
+    from sdsedit.io import images, record
+    from sdsedit.splats import files
+
+    def png() -> bytes:
+        held_out = result.cameras[list(result.measured[:3])]
+        return images.encode_png(
+            files.before_and_after(
+                job.splats, result.splats, result.weight, config.threshold, held_out, config.background, device
+            )
+        )
+
+    def orbit() -> bytes:
+        scenes, suffix = [job.splats, result.splats], job.names["orbit"].suffix
+        return files.orbit_film(scenes, suffix, config.background, config.up, device=device)
+
+    written = []
+    for what, make in (("png", png), ("orbit", orbit)):
+        if what in job.names:
+            try:
+                record.write_all([(job.names[what], make())])
+                written.append(job.names[what])
+            except (OSError, InputRefused) as error:
+                why = one_sentence(error).rstrip(".")
+                notes.append(f"{printable(job.names[what].name, 100)} could not be written: {why}.")
+    return written
+
+
+def _tell_scene(result: SplatResult, seconds: dict[str, float], peaks: tuple[int, int]) -> None:
+    print(
+        f"Gaussians: {result.kept} kept bit for bit, {result.changed} changed, {result.added} added, "
+        f"{result.removed} removed ({result.kind})"
+    )
+    psnr = result.background_psnr
+    background = "the same" if psnr == float("inf") else "not seen" if psnr != psnr else f"{psnr:.1f} dB PSNR"
+    print(f"Outside the edit: largest change {result.max_change_outside:g}, background on held-out views {background}")
+    spent = ", ".join(f"{name} {seconds[name]:.1f} s" for name in ("renderer", "model", "rest") if name in seconds)
+    print(
+        f"Time: {seconds['all']:.1f} s for {result.steps_done} steps and the views before them ({spent}), "
+        f"{seconds['total']:.1f} s in all"
+    )
+    gpu = f", {peaks[1] / 1e9:.2f} GB on the GPU" if peaks[1] else ""
+    if peaks[0]:
+        print(f"Memory: {peaks[0] / 1e9:.2f} GB at most{gpu}")
+
+
+def _peak_memory(device: Any) -> tuple[int, int]:
+    """Bytes that the process had at most, in main memory (0: the system does not say) and on the GPU."""
+    import torch
+
+    gpu = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0, gpu
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, gpu
+
+
+def _splats_info(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
+    from dataclasses import asdict
+
+    from sdsedit.io import record, splats
+    from sdsedit.splats.survey import lines, survey
+
+    path = Path(arguments.input)
+    scene = splats.read(arguments.input)
+    recipe = None
+    with contextlib.suppress(InputRefused):
+        recipe = record.read_recipe(path)
+    found = survey(record.with_recipe(scene, None), path)
+    if arguments.json:
+        print(record.dump({"file": path.name, **asdict(found), "recipe": recipe}))
+        return errors.OK
+    for line in lines(found, printable(path.name, 200)):
+        print(line)
+    if recipe is not None:
+        source, target = (printable(str(recipe.get(name) or ""), 200) for name in ("source", "target"))
+        print(f'Recipe: "{source}" -> "{target}"; sdsedit replay repeats it')
+    return errors.OK
+
+
 # ---- sdsedit replay
 
 
@@ -861,6 +1371,10 @@ def _replay(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
     recipe = record.read_recipe(made)
     if recipe.get("kind") in ("sketch", "svg"):
         return _replay_drawing(arguments, made, recipe, interrupts, started)
+    if recipe.get("kind") == "splats":
+        return _replay_splats(arguments, made, recipe, interrupts, started)
+    if arguments.cameras:
+        raise InputRefused(f"{printable(made.name, 100)} was made without one: leave out --cameras.")
     before = images.read_picture(made) if made.suffix.lower() == ".png" else None
     source = _found(recipe, "input", arguments.input, made)
     mask = _found(recipe, "mask", arguments.mask, made) if recipe.get("mask") else None
@@ -890,8 +1404,8 @@ def _replay_drawing(
     then = svg.read_svg_bounded(made) if before else None
     output = Path(arguments.output) if arguments.output else made.with_name(f"{made.stem}.replay.svg")
     name, stop_after = _recipe_model(arguments, recipe), _stop_after(recipe)
-    if arguments.mask or (arguments.input and recipe["kind"] == "sketch"):
-        what = "--mask" if arguments.mask else "--input"
+    if arguments.mask or arguments.cameras or (arguments.input and recipe["kind"] == "sketch"):
+        what = "--mask" if arguments.mask else "--cameras" if arguments.cameras else "--input"
         raise InputRefused(f"{printable(made.name, 100)} was made without one: leave out {what}.")
     if recipe["kind"] == "sketch":
         model = _model(arguments, name)
@@ -910,6 +1424,70 @@ def _replay_drawing(
     if then and after:
         _compare_drawings(then, svg.read_svg(after), before == after)
     return _exit_code(result.stopped, result.steps_done, bool(after), interrupts)
+
+
+def _replay_splats(
+    arguments: argparse.Namespace, made: Path, recipe: dict[str, Any], interrupts: Interrupts, started: float
+) -> int:
+    """The same for a scene."""
+    from sdsedit.io import record, splats
+
+    if arguments.mask:
+        raise InputRefused(f"{printable(made.name, 100)} was made without one: leave out --mask.")
+    if arguments.cameras and not recipe.get("cameras"):
+        raise InputRefused(f"{printable(made.name, 100)} was made without cameras: leave out --cameras.")
+    scene = made.with_suffix("") if made.suffix.lower() == ".json" else made
+    if scene.suffix.lower() not in record.SCENES:
+        scene = scene.with_name(f"{scene.name}.ply")
+    output = arguments.output or str(_replayed(scene))
+    source = _found(recipe, "input", arguments.input, made)
+    cameras = _found(recipe, "cameras", arguments.cameras, made) if recipe.get("cameras") else None
+    request, config = record.splats_request(recipe)
+    job = _splats_job(
+        arguments, source, cameras, output, _recipe_model(arguments, recipe), {}, config.up, config.views,
+        _stop_after(recipe),
+    )  # fmt: skip
+    _check_same(recipe, "input", job.input.name, job.sha256)
+    before = made.read_bytes() if scene == made else b""
+    result, now, after = _run_splats(job, request, config, interrupts, started)
+    _tell_differences(recipe, now)
+    if job.cameras is not None and now["cameras"]["sha256"] != _part(recipe, "cameras").get("sha256"):
+        print("Differs: the cameras are not those that the recipe names")
+    if before and after:
+        if before == after:
+            print("Compared: the same, byte for byte")
+        elif made.suffix.lower() == ".splat":
+            print("Compared: not the same")
+        else:
+            _compare_scenes(splats.read(made), splats.read(job.names["scene"]))
+    return _exit_code(result.stopped, result.steps_done, bool(after), interrupts)
+
+
+def _replayed(scene: Path) -> Path:
+    """edited.compressed.ply -> edited.replay.compressed.ply"""
+    inner = ".compressed" if scene.name.lower().endswith(".compressed.ply") else ""
+    stem = scene.stem[: len(scene.stem) - len(inner)]
+    return scene.with_name(f"{stem}.replay{scene.name[len(stem) :]}")
+
+
+def _compare_scenes(then: Splats, now: Splats) -> None:
+    import numpy as np
+
+    if len(then) != len(now):
+        print(f"Compared: {len(then)} Gaussians were made then, {len(now)} now")
+        return
+    different, largest = np.zeros(len(now), dtype=bool), 0.0
+    for name in ("means", "quats", "log_scales", "logits", "sh"):
+        a, b = (getattr(each, name).reshape(len(now), -1) for each in (then, now))
+        if a.shape != b.shape:
+            print("Compared: the SH differ in degree")
+            return
+        different |= (a != b).any(1)
+        largest = max(largest, float(np.abs(a.astype(np.float64) - b).max()))
+    if different.any():
+        print(f"Compared: {int(different.sum())} of {len(now)} Gaussians differ, a number by at most {largest:g}")
+    else:
+        print("Compared: the Gaussians are the same, bit for bit; what is written beside them is not")
 
 
 def _recipe_model(arguments: argparse.Namespace, recipe: dict[str, Any]) -> str:
@@ -945,7 +1523,7 @@ def _found(recipe: dict[str, Any], what: str, given: str | None, made: Path) -> 
     if not isinstance(name, str) or Path(name).name != name:
         raise InputRefused(f"The recipe does not name its {what}: add --{what} FILE.")
     for folder in (made.parent, Path()):
-        if (folder / name).is_file():
+        if (folder / name).is_file() or (what == "cameras" and (folder / name).is_dir()):
             return str(folder / name)
     raise InputRefused(f"{printable(name, 100)}, the {what} of the recipe, is not here: add --{what} FILE.")
 

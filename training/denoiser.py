@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .art import ACCESSORIES, NOUNS
-from .cache import GRID, Cache, load
+from .cache import GRID, PLACE, Cache, load
 from .run import EMA, Progress, load_checkpoint, save_checkpoint
 from .scenes import BACKGROUNDS, COLOURS
 
@@ -36,16 +36,6 @@ if TYPE_CHECKING:
 MAX_TOKENS = 32
 TEXT_WIDTH = 128
 GAMMA = 5.0
-CONTENT = {
-    "grass": ("grass",),
-    "sand": ("sand",),
-    "snow": ("snow",),
-    "night": ("night",),
-    "sky": ("sky",),
-    "sea": ("sea",),
-}
-CONTENT |= {"table": ("wooden", "table"), "white": ("white", "background")}
-
 
 # --- the networks -----------------------------------------------------------------------------------------------------
 
@@ -213,84 +203,61 @@ def record_cross_attention(unet: UNet2DConditionModel) -> list[RecordedCrossAtte
 
 
 class Captions:
-    """Token ids of every caption of the world, and each token's group: 0 other, 1 subject, 2 worn, 3 background."""
+    """Token ids of tagged captions, and each token's group, as in Cache."""
 
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
         self.tokenizer = tokenizer
-        self.known: dict[tuple[int, ...], tuple[list[int], list[int]]] = {}
+        self.known: dict[str, tuple[list[int], list[int]]] = {}
 
-    def __call__(self, words: tuple[int, ...]) -> tuple[list[int], list[int]]:
-        """`words` as in Cache.words; a noun of 0 is the empty caption, a background of 0 leaves its phrase out."""
-        if words not in self.known:
-            self.known[words] = self._build(*words)
-        return self.known[words]
+    def __call__(self, caption: str) -> tuple[list[int], list[int]]:
+        """`a:0 blue:1 cat:1` -> ids and groups, MAX_TOKENS each; "" is the empty caption."""
+        if caption not in self.known:
+            self.known[caption] = self._build(caption)
+        return self.known[caption]
 
-    def _build(
-        self, noun: int, colour: int, accessory: int, background: int, drawing: int
-    ) -> tuple[list[int], list[int]]:
-        parts: list[tuple[str, int]] = []
-        if noun:
-            subject = [list(COLOURS)[colour - 1]] if colour else []
-            subject.append(list(NOUNS)[noun - 1])
-            if drawing:
-                parts += [(word, 0) for word in ("a", "drawing", "of")]
-            parts.append(("an" if subject[0][0] in "aeio" else "a", 0))
-            parts += [(word, 1) for word in subject]
-            if accessory:
-                worn = list(ACCESSORIES)[accessory - 1]
-                parts.append(("wearing", 0))
-                if worn != "sunglasses":
-                    parts.append(("a", 0))
-                parts += [(word, 2) for word in worn.split()]
-            if background and not drawing:
-                name = list(BACKGROUNDS)[background - 1]
-                parts += [(word, 3 if word in CONTENT[name] else 0) for word in BACKGROUNDS[name].split()]
+    def _build(self, caption: str) -> tuple[list[int], list[int]]:
         ids, groups = [self.tokenizer.bos_token_id], [0]
-        for word, group in parts:
+        for part in caption.split():
+            word, group = part.rsplit(":", 1)
             pieces = self.tokenizer(word, add_special_tokens=False).input_ids
             ids += pieces
-            groups += [group] * len(pieces)
+            groups += [int(group)] * len(pieces)
         ids = [*ids[: MAX_TOKENS - 1], self.tokenizer.eos_token_id]
         groups = [*groups[: MAX_TOKENS - 1], 0]
         pad = MAX_TOKENS - len(ids)
         return ids + [self.tokenizer.pad_token_id] * pad, groups + [0] * pad
 
 
-def attention_target(subject: Tensor, accessory: Tensor, groups: Tensor) -> Tensor:
+def attention_target(masks: Tensor, groups: Tensor) -> Tensor:
     """What a pixel's attention should be: its share of each thing, spread evenly over the words that name the thing.
 
-    subject, accessory: [B, h, w] in 0..1; groups: [B, L] long.  Returns [B, h w, L]; rows sum to 1.  What no word of
-    the caption names goes to the start token.
+    masks: [B, G, h, w] in 0..1, of groups 1 .. G, at most 1 in all; groups: [B, L] long. Returns [B, h w, L]; rows sum
+    to 1. What no word of the caption names goes to the start token.
     """
-    background = (1 - subject - accessory).clamp_min(0)
-    shares = torch.stack([subject, accessory, background], dim=-1).flatten(1, 2)  # [B, hw, 3]
-    shares = shares / shares.sum(-1, keepdim=True).clamp_min(1e-6)
-    member = torch.stack([groups == g for g in (1, 2, 3)], dim=1).float()  # [B, 3, L]
-    counts = member.sum(-1, keepdim=True)
-    target = shares @ (member / counts.clamp_min(1))
-    target[..., 0] += (shares * (counts.squeeze(-1) == 0)[:, None]).sum(-1)
+    shares = masks.flatten(2).transpose(1, 2)  # [B, hw, G]
+    shares = shares / shares.sum(-1, keepdim=True).clamp_min(1)  # rounding may say more than all
+    member = torch.stack([groups == g for g in range(1, masks.shape[1] + 1)], dim=1).float()  # [B, G, L]
+    target = shares @ (member / member.sum(-1, keepdim=True).clamp_min(1))
+    target[..., 0] += 1 - target.sum(-1)
     return target
 
 
-def attention_loss(
-    recorders: list[RecordedCrossAttention], subject: Tensor, accessory: Tensor, groups: Tensor
-) -> Tensor:
+def attention_loss(recorders: list[RecordedCrossAttention], masks: Tensor, groups: Tensor) -> Tensor:
     """Per-pixel cross-entropy -sum_token target log attention, mean over pixels and layers."""
-    total = subject.new_zeros(())
+    total = masks.new_zeros(())
     for recorder in recorders:
         p = recorder.probabilities
-        side = int(p.shape[1] ** 0.5)
-        k = GRID // side
-        target = attention_target(
-            F.avg_pool2d(subject[:, None], k)[:, 0] if k > 1 else subject,
-            F.avg_pool2d(accessory[:, None], k)[:, 0] if k > 1 else accessory,
-            groups,
-        )
+        assert p is not None
+        k = GRID // int(p.shape[1] ** 0.5)
+        target = attention_target(F.avg_pool2d(masks, k) if k > 1 else masks, groups)
         total = total - (target * (p + 1e-6).log()).sum(-1).mean()
     return total / len(recorders)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
+
+
+WORN = tuple(f":{group}" for group in range(2, PLACE, 2))
 
 
 class Batches:
@@ -301,25 +268,26 @@ class Batches:
     ) -> None:
         self.cache, self.captions, self.scale, self.rng, self.bare_share = cache, captions, scale, rng, bare_share
 
-    def __call__(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def __call__(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """z [B, 4, 32, 32], ids [B, L], groups [B, L], masks [B, PLACE, 16, 16], bare [B]."""
         rng, cache = self.rng, self.cache
         rows = rng.integers(len(cache), size=count)
-        bare = (cache.words[rows, 2] > 0) & (rng.random(count) < self.bare_share)
+        dressed = np.array([any(tag in cache.captions[row] for tag in WORN) for row in rows])
+        bare = dressed & (rng.random(count) < self.bare_share)
         ids, groups = [], []
         for row, is_bare in zip(rows, bare, strict=True):
-            words = cache.words[row].astype(int)
+            text = cache.captions[row]
             if not is_bare and rng.random() < 0.10:
-                words[:] = 0
+                text = ""
             elif rng.random() < 0.12:
-                words[3] = 0
-            i, g = self.captions(tuple(words.tolist()))
+                text = cache.short[row]
+            i, g = self.captions(str(text))
             ids.append(i)
             groups.append(g)
         latents = np.where(bare[:, None, None, None], cache.bare[rows], cache.latents[rows]).astype(np.float32)
-        subject = torch.from_numpy(cache.subject[rows].astype(np.float32) / 255)
-        accessory = torch.from_numpy(cache.accessory[rows].astype(np.float32) / 255)
+        masks = torch.from_numpy(cache.masks[rows].astype(np.float32) / 255)
         z = torch.from_numpy(latents) * self.scale
-        return z, torch.tensor(ids), torch.tensor(groups), subject, accessory, torch.from_numpy(bare)
+        return z, torch.tensor(ids), torch.tensor(groups), masks, torch.from_numpy(bare)
 
 
 def losses(
@@ -332,7 +300,7 @@ def losses(
     noise: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The denoising and the attention term of one batch."""
-    z, ids, groups, subject, accessory, bare = batch
+    z, ids, groups, masks, bare = batch
     a = alphas_cumprod[t].sqrt().view(-1, 1, 1, 1)
     s = (1 - alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1)
     z_t, v = a * z + s * noise, a * noise - s * z
@@ -341,9 +309,10 @@ def losses(
     snr = (a / s).square().flatten()
     weight = torch.minimum(snr, torch.full_like(snr, GAMMA)) / (snr + 1)
     weight = (weight / 0.5) * (~bare).float()
-    where = F.interpolate((1 + 2.5 * accessory + 0.5 * subject)[:, None], scale_factor=2, mode="bilinear")
+    things, worn = masks[:, 0 : PLACE - 1 : 2].sum(1), masks[:, 1 : PLACE - 1 : 2].sum(1)
+    where = F.interpolate((1 + 2.5 * worn + 0.5 * things)[:, None], scale_factor=2, mode="bilinear")
     denoising = (weight.view(-1, 1, 1, 1) * where * (out - v).square()).mean()
-    return denoising, attention_loss(recorders, subject, accessory, groups)
+    return denoising, attention_loss(recorders, masks, groups)
 
 
 def stratified_t(count: int, generator: torch.Generator) -> Tensor:
@@ -476,6 +445,14 @@ GRID_PROMPTS = (
     "a drawing of a robot wearing a bow",
     "a drawing of an apple",
     "a drawing of a fox wearing a cap",
+    "a snowman wearing a top hat on snow",
+    "a snowman on snow",
+    "an apple wearing a crown on a wooden table",
+    "an apple , a pear and a cup on a wooden table",
+    "a red balloon on grass",
+    "a cup wearing a top hat on sand",
+    "a pear wearing a crown on a white background",
+    "a purple apple and a blue cup on snow",
 )
 
 

@@ -5,11 +5,17 @@ third (Noto v1) and on held-out combinations; the denoiser never sees it.  `benc
 was done, `benchmarks/sketches.py` what a sketch shows: its line drawings are bent and broken, as a sketch's lines are.
 
     python -m training.judge --vae assets/builtin/vae --out benchmarks/judge.safetensors --minutes 5
+
+With `--solids` it learns to read solids seen from anywhere instead, for `benchmarks/splat_edits.py`: what the thing in
+the middle is ("nothing" is an answer), its colour, what it wears, the ground.
+
+    python -m training.judge --solids --vae assets/builtin/vae --out benchmarks/solids_judge.safetensors --minutes 5
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import solids
 from .art import ACCESSORIES, NOUNS
 from .run import Progress
 from .scenes import BACKGROUNDS, COLOURS, SIZE, Scene, drawable, random_drawing, random_scene, render
@@ -29,12 +36,20 @@ QUESTIONS = {
     "background": list(BACKGROUNDS),
 }
 
+SOLID_QUESTIONS = {
+    "noun": ["nothing", *solids.SOLIDS],
+    "colour": ["none", *COLOURS],
+    "accessory": ["none", *solids.WORN],
+    "background": list(solids.GROUNDS),
+}
+
 
 class Judge(nn.Module):
     """Convolutions on the half-size picture, global average and maximum, one linear answer a question."""
 
-    def __init__(self) -> None:
+    def __init__(self, questions: dict[str, list[str]] = QUESTIONS) -> None:
         super().__init__()
+        self.questions = questions
         widths = (3, 32, 64, 96, 128)
         layers: list[nn.Module] = []
         for a, b in pairwise(widths):
@@ -42,7 +57,7 @@ class Judge(nn.Module):
             layers += [nn.Conv2d(b, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(2)]
         self.body = nn.Sequential(*layers)
         self.answers = nn.ModuleDict(
-            {name: nn.Linear(2 * widths[-1], len(options)) for name, options in QUESTIONS.items()}
+            {name: nn.Linear(2 * widths[-1], len(options)) for name, options in questions.items()}
         )
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
@@ -56,13 +71,13 @@ class Judge(nn.Module):
         """What each picture of [B, 3, 128, 128] shows, as words."""
         logits = self.eval()(image.float())
         picks = {name: value.argmax(1).tolist() for name, value in logits.items()}
-        return [{name: QUESTIONS[name][picks[name][b]] for name in QUESTIONS} for b in range(len(image))]
+        return [{name: self.questions[name][picks[name][b]] for name in picks} for b in range(len(image))]
 
 
-def load_judge(path: Path) -> Judge:
+def load_judge(path: Path, questions: dict[str, list[str]] = QUESTIONS) -> Judge:
     from safetensors.torch import load_file
 
-    judge = Judge()
+    judge = Judge(questions)
     judge.load_state_dict({name: value.float() for name, value in load_file(path).items()}, strict=False)
     return judge.eval()
 
@@ -113,16 +128,38 @@ def draw_rough(count: int, seed: int, family: str) -> tuple[Tensor, dict[str, Te
     return (1 - bent).mul(255).round().clamp(0, 255).byte().contiguous(), labels(scenes)
 
 
+def draw_solids(count: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Worlds seen from anywhere, one in eight with nothing in the middle: uint8 [count, 3, 128, 128], labels."""
+    rng = np.random.default_rng(seed)
+    pictures = torch.empty(count, 3, SIZE, SIZE, dtype=torch.uint8)
+    said: dict[str, list[int]] = {name: [] for name in SOLID_QUESTIONS}
+    for row in range(count):
+        world = solids.sample_world(rng)
+        view, K = solids.sample_camera(rng, world)
+        image, shares, _ = solids.render(world, view, K, SIZE, SIZE)
+        size = dict(zip(solids.parts(world), shares.sum((0, 1)), strict=True))
+        thing = max(world.things, key=lambda each: size[each.noun])
+        answer = {"noun": thing.noun, "colour": thing.colour or "none", "accessory": thing.worn or "none"}
+        if rng.random() < 0.125:
+            world = replace(world, things=tuple(each for each in world.things if each is not thing))
+            image = solids.render(world, view, K, SIZE, SIZE)[0]
+            answer = {"noun": "nothing", "colour": "none", "accessory": "none"}
+        pictures[row] = torch.from_numpy(image).permute(2, 0, 1)
+        for name, options in SOLID_QUESTIONS.items():
+            said[name].append(options.index({**answer, "background": world.ground}[name]))
+    return pictures, {name: torch.tensor(values) for name, values in said.items()}
+
+
 @torch.inference_mode()
 def accuracy(judge: Judge, pictures: Tensor, truth: dict[str, Tensor]) -> dict[str, float]:
     judge.eval()
-    hits = dict.fromkeys(QUESTIONS, 0)
+    hits = dict.fromkeys(judge.questions, 0)
     for k in range(0, len(pictures), 64):
         logits = judge(pictures[k : k + 64].float() / 255)
-        for name in QUESTIONS:
+        for name in hits:
             hits[name] += int((logits[name].argmax(1) == truth[name][k : k + 64]).sum())
     judge.train()
-    return {name: round(hits[name] / len(pictures), 3) for name in QUESTIONS}
+    return {name: round(hits[name] / len(pictures), 3) for name in hits}
 
 
 @torch.inference_mode()
@@ -144,26 +181,31 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--scenes", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--solids", action="store_true", help="solids seen from anywhere instead of flat art")
     args = parser.parse_args()
     from diffusers import AutoencoderTiny
     from safetensors.torch import save_file
 
     torch.manual_seed(args.seed)
     vae = AutoencoderTiny.from_pretrained(args.vae).float().eval()
-    flat, noto = draw(args.scenes, 51, "fluent-flat"), draw(args.scenes // 3, 52, "noto")
-    lines = draw_rough(args.scenes // 2, 53, "fluent-flat"), draw_rough(args.scenes // 5, 54, "noto")
-    parts = (flat, noto, *lines)
+    questions = SOLID_QUESTIONS if args.solids else QUESTIONS
+    if args.solids:
+        parts = [draw_solids(args.scenes, 51)]
+        tests = {"solids of other seeds": draw_solids(400, 61)}
+    else:
+        parts = [draw(args.scenes, 51, "fluent-flat"), draw(args.scenes // 3, 52, "noto")]
+        parts += [draw_rough(args.scenes // 2, 53, "fluent-flat"), draw_rough(args.scenes // 5, 54, "noto")]
+        tests = {
+            "fluent-flat, held-out combinations": draw(400, 61, "fluent-flat", held_out=True),
+            "noto-v1, held-out art": draw(400, 62, "noto-v1"),
+            "fluent-flat, rough line drawings": draw_rough(400, 63, "fluent-flat"),
+        }
     pictures = torch.cat([part[0] for part in parts])
-    truth = {name: torch.cat([part[1][name] for part in parts]) for name in QUESTIONS}
-    tests = {
-        "fluent-flat, held-out combinations": draw(400, 61, "fluent-flat", held_out=True),
-        "noto-v1, held-out art": draw(400, 62, "noto-v1"),
-        "fluent-flat, rough line drawings": draw_rough(400, 63, "fluent-flat"),
-    }
+    truth = {name: torch.cat([part[1][name] for part in parts]) for name in questions}
     decoded = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(args.seed))[: args.scenes // 3]
     pictures = torch.cat([pictures, as_decoded(vae, pictures[decoded], args.seed)])
     truth = {name: torch.cat([values, values[decoded]]) for name, values in truth.items()}
-    judge = Judge().train().to(memory_format=torch.channels_last)
+    judge = Judge(questions).train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.02)
     progress, generator, step = Progress(), torch.Generator().manual_seed(args.seed), 0
     while progress.minutes() < args.minutes:
@@ -177,7 +219,7 @@ def main() -> None:
         x = x.roll(shift, (2, 3)).clamp(0, 1)
         with torch.autocast("cpu", torch.bfloat16):
             logits = judge(x.to(memory_format=torch.channels_last))
-        loss = sum(F.cross_entropy(logits[n].float(), truth[n][rows], label_smoothing=0.05) for n in QUESTIONS)
+        loss = sum(F.cross_entropy(logits[n].float(), truth[n][rows], label_smoothing=0.05) for n in questions)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

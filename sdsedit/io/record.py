@@ -3,7 +3,8 @@
 The recipe is a JSON object, schema 1: the prompts, every setting, the model and its revision, versions, device, SHA-256
 of the input and the mask, what was normalised, and how the run ended. A picture's lies beside the output (OUT.json) and
 inside it (PNG international text, key "sdsedit") and has timings. A drawing's lies in the SVG's <metadata> alone, and
-has none: the same drawing again is the same file, byte for byte. Files are named without folders.
+has none: the same drawing again is the same file, byte for byte. A scene's lies in a comment of a .ply, without timings
+for the same reason, and beside every scene (OUT.ply.json), with them. Files are named without folders.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,18 +31,25 @@ from sdsedit.errors import InputRefused, printable
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sdsedit.camera import Cameras
     from sdsedit.edit import EditResult
+    from sdsedit.guidance.base import Guidance
     from sdsedit.io.images import Mask, Picture
+    from sdsedit.io.splats import Splats
     from sdsedit.request import Edit, EditConfig
     from sdsedit.sketch.change import SvgConfig, SvgResult
     from sdsedit.sketch.draw import SketchConfig, SketchResult
+    from sdsedit.splats.change import SplatConfig, SplatResult
 
 SCHEMA = 1
 ANIMATIONS = (".gif", ".mp4", ".svg")
+SCENES = (".ply", ".spz", ".splat")  # and .compressed.ply, which ends in the first
 _PACKAGES = ("torch", "diffusers", "transformers", "tokenizers", "safetensors", "numpy", "numba", "pillow")
 _SMALL_FILE = 64 * 2**20
-# Bytes that an output may need for each of its pixels; by-products that are pictures need 3.
-_BYTES = {"image": 4, "mask": 1, "drawing": 10, "animation": 10, "recipe": 0}
+_IN_A_PLY = "sdsedit {"  # how the comment with a recipe begins
+# Bytes that an output may need for each of its pixels, or of a scene for each Gaussian; by-products that are pictures
+# need 3.
+_BYTES = {"image": 4, "mask": 1, "drawing": 10, "animation": 10, "scene": 256, "recipe": 0}
 
 
 def output_names(output: Path, mask: bool, heatmap: bool, sidecar: bool) -> dict[str, Path]:
@@ -83,12 +91,47 @@ def drawing_names(output: Path, pictures: Sequence[str], animation: Path | None 
     return names
 
 
+def scene_names(
+    output: Path, sidecar: bool, preview: bool = False, pictures: Mapping[str, Path] | None = None
+) -> dict[str, Path]:
+    """What a run that edits a scene writes: the scene first; the sidecar, OUT.ply.json or OUT.spz.json; if there is a
+    preview, OUT.ply.preview.png; and the `pictures`, by what they are: "orbit", a film, and others, PNG files.
+
+    InputRefused: `output` is not the name of a scene's file, one of `pictures` not that of its kind, or is another
+    output.
+    """
+    if output.suffix.lower() not in SCENES:
+        raise InputRefused(
+            f"{printable(output.name, 100)} must end in .ply, .compressed.ply, .spz or .splat: the output is a scene."
+        )
+    names = {"scene": output}
+    if sidecar:
+        names["recipe"] = output.with_name(f"{output.name}.json")
+    if preview:
+        names["preview"] = output.with_name(f"{output.name}.preview.png")
+    for what, path in (pictures or {}).items():
+        if any(path.resolve() == other.resolve() for other in names.values()):
+            raise InputRefused(f"The {what} would be written over {printable(path.name, 100)}: name it otherwise.")
+        names[what] = picture_name(what, path)
+    return names
+
+
+def picture_name(what: str, path: Path) -> Path:
+    """The name of a picture of a scene, or of a film if `what` is "orbit"; InputRefused: the ending is another."""
+    from sdsedit.io.film import SUFFIXES
+
+    endings = SUFFIXES if what == "orbit" else (".png",)
+    if path.suffix.lower() not in endings:
+        raise InputRefused(f"The {what} {printable(path.name, 100)} must end in {' or '.join(endings)}.")
+    return path
+
+
 def check_outputs(names: Mapping[str, Path], inputs: Sequence[Path], overwrite: bool, pixels: int) -> None:
     """Find out before a long run whether its results can be written; makes the output folders if they are missing.
 
-    names: as `output_names` and `drawing_names` give them, the result itself first.
+    names: as `output_names`, `drawing_names` and `scene_names` give them, the result itself first.
     inputs: files that are read. The result may be one of them only with `overwrite`, other outputs never.
-    pixels: of the picture, for the room that it may take on the disk.
+    pixels: of the picture, or Gaussians of the scene, for the room that it may take on the disk.
     InputRefused: an output is there already, is a folder, or is an input; a folder takes no files; the disk is full.
     """
     result = next(iter(names))
@@ -198,34 +241,18 @@ def image_request(recipe: Mapping[str, Any], mask: Tensor | None) -> tuple[Edit,
 
     A recipe is somebody's file: InputRefused names the field that is missing or wrong. Ranges are checked by `edit`.
     """
-    from sdsedit.guidance import METHODS
-    from sdsedit.request import Edit, EditConfig
+    from sdsedit.request import EditConfig
 
-    settings = dict(_field(recipe, "method", dict))
-    name = settings.pop("name", None)
-    if not isinstance(name, str) or name not in METHODS:
-        known = ", ".join(METHODS)
-        raise InputRefused(f"The recipe's method is {printable(str(name), 40)}: it must be one of {known}.")
-    settings = _settings(name, settings, METHODS[name]())
-    words = _field(recipe, "words", (list, type(None)))
-    if words is not None and not all(isinstance(word, str) for word in words):
-        raise InputRefused("The recipe's words must be text.")
-    request = Edit(
-        target=_field(recipe, "target", str),
-        source=_field(recipe, "source", (str, type(None))),
-        words=tuple(words) if words else None,
-        mask=mask,
-        negative=_field(recipe, "negative", str),
-    )
+    request, method = _request_and_method(recipe)
     config = EditConfig(
-        method=METHODS[name](**settings),
+        method=method,
         steps=_field(recipe, "steps", int),
         seed=_field(recipe, "seed", int),
         feather=_field(recipe, "feather", (int, float)),
         size=_field(recipe, "size", (int, type(None))),
         refine=_field(recipe, "refine", (int, float)),
     )
-    return request, config
+    return replace(request, mask=mask), config
 
 
 def sketch_recipe(
@@ -320,20 +347,108 @@ def svg_request(recipe: Mapping[str, Any]) -> tuple[Edit, SvgConfig]:
     return request, SvgConfig(edit, **_settings("shapes", settings, SvgConfig(edit)))
 
 
+def splats_recipe(
+    name: str,  # of the input, without its folder
+    sha256: str,  # of its bytes
+    cameras: dict[str, Any] | None,  # name, sha256, count; None: the automatic orbit
+    request: Edit,
+    config: SplatConfig,
+    result: SplatResult,
+    model: dict[str, Any],  # id, revision, device, dtype
+) -> dict[str, Any]:
+    """What repeats the edit of a scene, and how it went. Numbers that are not finite are left out: JSON has none."""
+    settings = {each.name: getattr(config, each.name) for each in fields(config)}
+    for each in ("method", "strength"):  # the method's settings, as they were used, say both
+        del settings[each]
+    return {
+        "schema": SCHEMA,
+        "kind": "splats",
+        "target": request.target,
+        "source": request.source,
+        "negative": request.negative,
+        "words": list(request.words) if request.words else None,
+        "input": {"name": name, "sha256": sha256},
+        "cameras": cameras,
+        "method": {"name": _method_name(result.method), **asdict(result.method)},  # pyright: ignore[reportArgumentType]  # all are dataclasses
+        "settings": {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()},
+        "model": model,
+        "versions": versions(),
+        "result": {
+            "steps_done": result.steps_done,
+            "stopped": result.stopped,
+            "complete": not result.stopped,
+            "kind": result.kind,
+            "words": list(result.words),
+            "notes": list(result.notes),
+            "kept": result.kept,
+            "changed": result.changed,
+            "added": result.added,
+            "removed": result.removed,
+            "max_change_outside": result.max_change_outside,
+        }
+        | ({"background_psnr": round(result.background_psnr, 3)} if math.isfinite(result.background_psnr) else {}),
+    }
+
+
+def splats_request(recipe: Mapping[str, Any]) -> tuple[Edit, SplatConfig]:
+    """The request and the settings in a recipe, for the same edit of a scene again.
+
+    A recipe is somebody's file: InputRefused names the field that is missing or wrong. Ranges are checked by `change`.
+    """
+    from sdsedit.splats.change import SplatConfig
+
+    own = {each.name for each in fields(SplatConfig)} - {"method", "strength"}
+    settings = dict(_field(recipe, "settings", dict))
+    for key, value in settings.items():
+        if key not in own:
+            raise InputRefused(f"The recipe gives a scene a setting that it does not have: {printable(str(key), 40)}.")
+        usual = getattr(SplatConfig, key)
+        if isinstance(usual, tuple):
+            good = isinstance(value, list) and len(value) == len(usual) and all(map(_is_number, value))
+            settings[key] = tuple(value) if good else value
+        elif usual is None:  # "kind" is a name, the others are whole numbers
+            good = value is None or (isinstance(value, str if key == "kind" else int) and not isinstance(value, bool))
+        else:
+            good = type(value) is type(usual) or (isinstance(usual, float) and _is_number(value))
+        if not good:
+            raise InputRefused(f"The recipe's setting {key} of a scene is of the wrong type.")
+    request, method = _request_and_method(recipe)
+    return request, SplatConfig(method=method, **settings)
+
+
+def cameras_record(cameras: Cameras, name: str) -> dict[str, Any]:
+    """What a recipe says of cameras that were given: `name` of their file or folder, and a SHA-256 of their numbers."""
+    digest = hashlib.sha256(f"{len(cameras)} {cameras.width} {cameras.height}\n".encode())
+    for numbers in (cameras.viewmats, cameras.Ks):
+        digest.update(numbers.cpu().numpy().astype("<f4").tobytes())
+    return {"name": name, "sha256": digest.hexdigest(), "count": len(cameras)}
+
+
+def with_recipe(splats: Splats, recipe: Mapping[str, Any] | None) -> Splats:
+    """A scene whose comments hold this recipe on one line, and no older one; None: none at all."""
+    comments = tuple(comment for comment in splats.comments if not comment.startswith(_IN_A_PLY))
+    if recipe is not None:
+        line = json.dumps(recipe, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+        comments = (*comments, _IN_A_PLY[:-1] + line)
+    return replace(splats, comments=comments)
+
+
 def dump(recipe: Mapping[str, Any]) -> str:
     """A recipe as JSON text in ASCII, so that no control or bidirectional character of a prompt is in it as such."""
     return json.dumps(recipe, indent=2, allow_nan=False, ensure_ascii=True)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The recipe of an output: from inside the PNG or SVG, else from the sidecar beside a picture (or `path` is it).
+    """The recipe of an output: from inside the PNG, SVG or PLY, else from the sidecar beside a picture or a scene (or
+    `path` is it).
 
     InputRefused: no such file, no recipe, or one that this version does not read.
     """
     name = printable(path.name, 100)
     if not path.is_file():
-        raise InputRefused(f"{name} is not there: give a picture or a drawing that sdsedit made.")
+        raise InputRefused(f"{name} is not there: give a picture, a drawing or a scene that sdsedit made.")
     text, drawing = None, path.suffix.lower() == ".svg"
+    sidecar = path.with_suffix(".json")
     if drawing:
         from sdsedit.io import svg
 
@@ -341,8 +456,10 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         if path.suffix.lower() == ".png":
             text = _embedded(path)
-        if text is None and not drawing and path.with_suffix(".json").is_file():  # of cat.svg, cat.json says nothing
-            text = path.with_suffix(".json").read_text("utf-8")
+        if path.suffix.lower() in SCENES:
+            text, sidecar = _commented(path), path.with_name(f"{path.name}.json")
+        if text is None and not drawing and sidecar.is_file():  # of cat.svg, cat.json says nothing
+            text = sidecar.read_text("utf-8")
         recipe = None if text is None else json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError, OSError):
         raise InputRefused(f"The recipe of {name} is damaged.") from None
@@ -397,6 +514,29 @@ def _method_name(method: object) -> str:
     return next(name for name, cls in METHODS.items() if type(method) is cls)
 
 
+def _request_and_method(recipe: Mapping[str, Any]) -> tuple[Edit, Guidance]:
+    """What was asked for, without a mask, and how it was looked for."""
+    from sdsedit.guidance import METHODS
+    from sdsedit.request import Edit
+
+    settings = dict(_field(recipe, "method", dict))
+    name = settings.pop("name", None)
+    if not isinstance(name, str) or name not in METHODS:
+        known = ", ".join(METHODS)
+        raise InputRefused(f"The recipe's method is {printable(str(name), 40)}: it must be one of {known}.")
+    settings = _settings(name, settings, METHODS[name]())
+    words = _field(recipe, "words", (list, type(None)))
+    if words is not None and not all(isinstance(word, str) for word in words):
+        raise InputRefused("The recipe's words must be text.")
+    request = Edit(
+        target=_field(recipe, "target", str),
+        source=_field(recipe, "source", (str, type(None))),
+        words=tuple(words) if words else None,
+        negative=_field(recipe, "negative", str),
+    )
+    return request, METHODS[name](**settings)
+
+
 def _settings(name: str, given: Mapping[str, Any], defaults: Any) -> dict[str, Any]:
     """Settings out of a recipe that the dataclass of `defaults` has, each of the type that it has there."""
     own = {each.name: getattr(defaults, each.name) for each in fields(defaults)}
@@ -427,6 +567,21 @@ def _embedded(path: Path) -> str | None:
             return getattr(image, "text", {}).get("sdsedit")
     except Exception:  # a damaged PNG: Pillow raises many kinds of error; the sidecar may still be there
         return None
+
+
+def _commented(path: Path) -> str | None:
+    """The recipe in the header of a PLY."""
+    with path.open("rb") as file:
+        head, end, _ = file.read(2**16).partition(b"\nend_header")
+    if not head.startswith(b"ply") or not end:
+        return None
+    start = f"comment {_IN_A_PLY}".encode()
+    lines = [line for line in head.splitlines() if line.startswith(start)]
+    return lines[-1].removeprefix(start[:-1]).decode("utf-8") if lines else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _no_constant(name: str) -> float:

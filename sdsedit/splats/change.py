@@ -1,0 +1,600 @@
+"""Edit a scene of Gaussian splats with words.
+
+GSEditPro, arXiv:2411.10033, on this project's loop: attention on rendered views says which Gaussians (locate), score
+distillation on rendered views says how they change, and pictures of the edit, made by sampling inside the rendered
+place (pseudo ground truth), say it again sharply. Gaussians outside the place are never parameters: they come back bit
+for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sdsedit.attention.words import changed_words, find_words, removed_words
+from sdsedit.camera import Cameras, frame
+from sdsedit.edit import StepReport, distill
+from sdsedit.errors import InputRefused
+from sdsedit.guidance import configured
+from sdsedit.guidance.base import Guidance, Prompts
+from sdsedit.guidance.refine import Refine
+from sdsedit.io.splats import Splats
+from sdsedit.metrics import psnr
+from sdsedit.prior.base import Prior, Text
+from sdsedit.representations.splats import Rates, Scene, SceneViews, held_out, pictures
+from sdsedit.request import Edit, EditConfig, check_number, check_request, check_whole, encode_prompts, words_to_find
+from sdsedit.splats import densify
+from sdsedit.splats.locate import (
+    SEEN,
+    THRESHOLD,
+    VIEWS_AT_ONCE,
+    Place,
+    attention,
+    bounds,
+    closer,
+    lifted,
+    locate,
+    sharpen,
+)
+from sdsedit.splats.seed import coloured, fill, hull, seeds
+from sdsedit.splats.survey import check_cameras, spread
+
+Kind = Literal["recolour", "restyle", "replace", "add", "delete"]
+KINDS: tuple[Kind, ...] = ("recolour", "restyle", "replace", "add", "delete")
+
+
+@dataclass(frozen=True)
+class SplatConfig:
+    """How to change a scene."""
+
+    kind: Kind | None = None  # None: told from the words
+    method: str | Guidance = "lusd"
+    steps: int | None = None  # of distillation; None: what suits the kind
+    seed: int = 0
+    strength: float = 1.0  # 0.1 .. 10, multiplies the method's step size
+    views: int = 16  # of the automatic orbit, 4 .. 256; every fourth is only measured with
+    threshold: float = THRESHOLD  # of a weight, 0 .. 1: which Gaussians are in the edit
+    distillation: float = 0.5  # share of the picture's gradient; the edited views have the rest
+    added: int = 2500  # new Gaussians for what is added, at most
+    background: tuple[float, float, float] = (1.0, 1.0, 1.0)  # behind the scene, 0 .. 1
+    up: tuple[float, float, float] = (0.0, -1.0, 0.0)  # of the world
+    size: int | None = None  # side of a view in pixels; None: the model's native side
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One finished piece of work, as `on_step` sees it."""
+
+    stage: str  # "looking", "imagining", "changing"
+    index: int  # 0 .. total - 1, over all stages
+    total: int
+    stats: dict[str, Tensor]
+    weight: Tensor | None  # [N] in 0..1, of the source's rows: where the words are; None before the first look ends
+    draw: Callable[[], Tensor] = field(repr=False)
+
+    def preview(self) -> Tensor:
+        """A view of the scene as it is now, [1, 3, H, W] in 0..1."""
+        return self.draw()
+
+
+OnStep = Callable[[Progress], "bool | None"]
+
+
+@dataclass(frozen=True, eq=False)
+class SplatResult:
+    """An edited scene and what is known about it."""
+
+    splats: Splats  # rows of the source in their order, without what was deleted; new ones at the end
+    weight: np.ndarray  # [N] float32 in 0..1, of the source's rows: where the words were found
+    parent: np.ndarray  # [M] int64, the row of the source that each row is, or came from; -1: new
+    kind: Kind
+    kept: int  # rows that are the source's, bit for bit
+    changed: int
+    added: int
+    removed: int
+    max_change_outside: float  # over all columns of the kept rows, compared with the source
+    background_psnr: float  # dB, of held-out views outside the edit; inf if nothing differs
+    cameras: Cameras  # of the views that were looked at
+    measured: tuple[int, ...]  # numbers of the held-out ones
+    words: tuple[str, ...]
+    notes: tuple[str, ...]
+    steps_done: int
+    stopped: str
+    method: Guidance
+    history: tuple[dict[str, float], ...]
+    seconds: dict[str, float]  # "renderer", "model", "rest", "all"
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """What suits a kind of edit."""
+
+    steps: int
+    rates: Rates
+    starts: tuple[float, ...]  # t from which the edited views are drawn: at first, and each time that they are renewed
+    grows: bool = False
+
+
+_SHAPE = Rates()
+_COLOUR = Rates(means=0, quats=0, log_scales=0, logits=0)
+_RECIPES: dict[str, _Recipe] = {
+    "recolour": _Recipe(90, _COLOUR, (0.85, 0.6)),
+    "restyle": _Recipe(120, replace(_SHAPE, means=0.001, log_scales=0.004, quats=0.002, logits=0.02), (0.95, 0.6)),
+    "replace": _Recipe(200, _SHAPE, (0.97, 0.7, 0.5), grows=True),
+    "add": _Recipe(200, _SHAPE, (0.97, 0.7, 0.5), grows=True),
+    "delete": _Recipe(60, _COLOUR, (0.9,)),
+}
+
+
+def change(
+    splats: Splats,
+    prior: Prior,
+    request: Edit,
+    config: SplatConfig | None = None,
+    cameras: Cameras | None = None,
+    on_step: OnStep | None = None,
+) -> SplatResult:
+    """Edit a scene with words. Without cameras an orbit frames it. One seed is one result.
+
+    on_step is called after every piece of work and stops the run by returning False; the result then holds what there
+    is so far. Raises InputRefused with one sentence where something cannot be used.
+    """
+    started = time.perf_counter()
+    config = config or SplatConfig()
+    check(request, config)
+    method = configured(config.method, config.strength, prior.editing)
+    notes: list[str] = []
+    words, where = words_to_find(prior, request, method, notes)
+    if not words.tokens:
+        raise InputRefused("The prompts name nothing to look for in the scene; say what should change, or --words.")
+    prompts = encode_prompts(prior, request, words.tokens, where, notes)
+    kind = config.kind or kind_of(prior, request)
+    if kind == "delete" and where != "source" and not request.words:
+        raise InputRefused("Nothing can be deleted: the target prompt has no word less than the source prompt.")
+    if cameras is not None:
+        check_cameras(splats, cameras)
+        cameras = spread(cameras, config.views)
+    scene = Scene.of(splats, prior.device)
+    cameras = views_of(scene, cameras, prior, config)
+    work = _Work(scene, prior, prompts, method, config, kind, cameras, on_step, notes)
+    work.look(request)
+    if not work.stopped:
+        work.prepare()
+    if not work.stopped:
+        work.run()
+    return work.result(splats, words.text, started)
+
+
+def check(request: Edit, config: SplatConfig) -> None:
+    """Refuse, with one sentence (InputRefused), what no scene could make right."""
+    check_request(request, EditConfig(config.method, config.steps, config.seed, strength=config.strength))
+    if request.mask is not None:
+        raise InputRefused("A scene takes no mask picture; name the words to look for.")
+    if config.kind is not None and config.kind not in KINDS:
+        raise InputRefused(f"kind is {config.kind!r}; it must be one of {', '.join(KINDS)}.")
+    check_whole("views", config.views, 4, 256)
+    check_number("threshold", config.threshold, 0.05, 0.95)
+    check_number("distillation", config.distillation, 0, 1)
+    check_whole("added", config.added, 1, 200_000)
+    for value in config.background:
+        check_number("background", value, 0, 1)
+    for value in config.up:
+        check_number("up", value, -1, 1)
+    if not any(config.up):
+        raise InputRefused("up is 0, 0, 0; it must be a direction.")
+
+
+def kind_of(prior: Prior, request: Edit) -> Kind:
+    """What an edit is, from its words: only taken out - delete; only put in - add; before a word that stayed -
+    recolour; in the place of others - replace; the same - restyle."""
+    source, target = request.source or "", request.target
+    new, old = changed_words(prior.tokenize, source, target), removed_words(prior.tokenize, source, target)
+    if not new.tokens:
+        return "delete" if old.tokens else "restyle"
+    if _stayed(prior, source, new.text):
+        return "recolour"
+    return "replace" if old.tokens and source.strip() else "add"
+
+
+def _stayed(prior: Prior, source: str, words: Sequence[str]) -> tuple[str, ...]:
+    """Those of the words that the source prompt has too."""
+    found = []
+    for word in words:
+        try:
+            find_words(prior.tokenize, source, [word])
+        except ValueError:
+            continue
+        found.append(word)
+    return tuple(found)
+
+
+def views_of(scene: Scene, cameras: Cameras | None, prior: Prior, config: SplatConfig) -> Cameras:
+    """The cameras to work with, at the working size."""
+    side = config.size or prior.native
+    if cameras is None:
+        return frame(scene.means, scene.logits.sigmoid(), side, side, config.views, up=config.up).to(prior.device)
+    scale = side / (cameras.width * cameras.height) ** 0.5
+    width, height = (
+        max(round(n * scale / prior.multiple), 1) * prior.multiple for n in (cameras.width, cameras.height)
+    )
+    return cameras.resized(width, height).to(prior.device)
+
+
+class _Work:
+    """One edit under way: what each stage leaves for the next."""
+
+    def __init__(
+        self,
+        scene: Scene,
+        prior: Prior,
+        prompts: Prompts,
+        method: Guidance,
+        config: SplatConfig,
+        kind: Kind,
+        cameras: Cameras,
+        on_step: OnStep | None,
+        notes: list[str],
+    ) -> None:
+        self.scene, self.prior, self.prompts, self.method = scene, prior, prompts, method
+        self.config, self.kind, self.cameras, self.on_step, self.notes = config, kind, cameras, on_step, notes
+        self.recipe = _RECIPES[kind]
+        self.steps = config.steps or self.recipe.steps
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.background = torch.tensor(config.background, device=prior.device)
+        working, self.measured = held_out(cameras)
+        self.working = cameras[list(working)]
+        self.done = 0
+        self.total = 2 * -(-len(self.working) // VIEWS_AT_ONCE) + len(self.working) + self.steps
+        self.stopped = ""
+        self.views: SceneViews | None = None
+        self.place: Place | None = None
+        self.history: tuple[dict[str, float], ...] = ()
+        self.steps_done = 0
+        self.model_seconds = 0.0
+        self.other_seconds = 0.0
+
+    # --- looking ---
+
+    def look(self, request: Edit) -> None:
+        prior, prompts = self.prior, self.prompts
+        text = prompts.target if prompts.mask_from == "target" else prompts.source
+        tokens = prompts.tokens
+        source = request.source or ""
+        if self.kind == "recolour" and not request.words:  # the thing is there under its name, not yet in its colour
+            stayed = _stayed(prior, source, changed_words(prior.tokenize, source, request.target).text)
+            if stayed:
+                text, tokens = prompts.source, find_words(prior.tokenize, source, stayed).tokens
+        with torch.no_grad():
+            place = self._locate(text, tokens)
+            if self.kind == "replace" and not request.words and not self.stopped:
+                old = removed_words(prior.tokenize, source, request.target)
+                if old.tokens:  # what goes is there to be seen, what comes is not
+                    other = self._locate(prompts.source, old.tokens)
+                    place = other if other.chosen().any() else place
+        self.place = place
+        if self.stopped:
+            return
+        if not place.chosen(self.config.threshold).any():
+            raise InputRefused(
+                "The model's attention found none of these words in the scene; name others with --words."
+            )
+
+    def _locate(self, text: Text, tokens: Sequence[int]) -> Place:
+        def on_view(done: int, total: int) -> bool | None:
+            self.done += 1
+            return self._report("looking", {}, lambda: pictures(self.scene, self.working[0], self.background))
+
+        began = time.perf_counter()
+        place = locate(
+            self.scene, self.working, self.background, self.prior, text, tokens, self.generator, up=self.config.up,
+            on_view=on_view,
+        )  # fmt: skip
+        self.model_seconds += time.perf_counter() - began
+        self.done = -(-len(self.working) // VIEWS_AT_ONCE) * 2  # the second look may have been left out
+        self.place = place
+        return place
+
+    def _report(self, stage: str, stats: dict[str, Tensor], draw: Callable[[], Tensor]) -> bool | None:
+        if self.on_step is None:
+            return None
+        weight = None if self.place is None else self.place.weight
+        answer = self.on_step(Progress(stage, min(self.done, self.total) - 1, self.total, stats, weight, draw))
+        if answer is False and self.done < self.total:
+            self.stopped = "cancelled"
+        return answer
+
+    # --- preparing ---
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """Which rows move, from where they are looked at, and what each view should become."""
+        scene, config = self.scene, self.config
+        assert self.place is not None
+        chosen = self.place.chosen(config.threshold)
+        self.touched = torch.zeros_like(chosen)
+        new = Scene(*(getattr(scene, name)[:0] for name in ("means", "quats", "log_scales", "logits", "sh")))
+        keep = ~chosen
+        if self.kind == "add":
+            centre, radius = bounds(scene.means, torch.where(chosen, self.place.weight, 0.0))
+            new = self._seeded(centre, radius)
+            keep = torch.ones_like(chosen)
+            centre, radius = bounds(
+                torch.cat([new.means, scene.means[chosen]]), torch.ones(len(new) + int(chosen.sum()))
+            )
+            radius *= 2.0
+        elif self.kind == "delete":
+            new, ring = fill(scene[keep], scene[chosen], self.generator)
+            self.touched[keep.nonzero()[:, 0][ring]] = True
+            centre, radius = bounds(scene.means, chosen.float())
+            radius *= 1.6
+        else:
+            centre, radius = bounds(scene.means, torch.where(chosen, self.place.weight, 0.0))
+            radius *= 1.25
+        self.removed = chosen if self.kind == "delete" else torch.zeros_like(chosen)
+        moving = self.touched if self.kind == "delete" else chosen & ~keep
+        self.kept_rows = ~moving & ~self.removed
+        own = Scene.cat(scene[moving], new)
+        weight = torch.cat([self.place.weight[moving].clamp(min=0.25), torch.ones(len(new))])
+        if self.kind == "delete":
+            weight = torch.ones(len(own))
+        parent = torch.cat([moving.nonzero()[:, 0], torch.full((len(new),), -1)])
+        self.near = closer(self.working, centre, radius, up=config.up)
+        self.before = pictures(scene, self.near, self.background)
+        self.radius = radius
+        self.masks = self._masks(own, scene[self.kept_rows])
+        self.views = SceneViews(
+            scene[self.kept_rows],
+            own,
+            weight,
+            parent,
+            self.near,
+            self.before,
+            self.background,
+            self.prior,
+            self.steps,
+            self.recipe.rates,
+            radius,
+            self.generator,
+            distillation=config.distillation,
+            terms={"edited views": (1 - config.distillation, self._likeness)},
+            masks=self.masks,
+            tend=self._tend,
+        )
+        self.wanted = self.before.clone()
+        self.features: dict[int, tuple[Tensor, ...]] = {}
+        for view in range(len(self.near)):
+            self._imagine(view, self.recipe.starts[0])
+            self.done += 1
+            if self._report("imagining", {}, lambda view=view: self.wanted[view : view + 1]) is False:
+                break
+        if self.kind == "add":
+            fresh = coloured(Scene(*(self.views.own[n].detach() for n in self.views.own)), self.wanted, self.near)
+            self.views.own["sh"] = fresh.sh.requires_grad_()
+            self.views.labels["sh 0"] = fresh.sh.detach().clone()
+
+    def _seeded(self, centre: Tensor, radius: float) -> Scene:
+        place = self.place
+        assert place is not None
+        drawn = self.scene.render(place.cameras, self.background)
+        depth = torch.where(drawn.alpha > 0.5, drawn.depth / drawn.alpha.clamp(min=1e-6), torch.inf)
+        points, cell = hull(place.maps, place.cameras, depth, centre, 2.0 * radius)
+        if not len(points):
+            raise InputRefused(
+                "The views do not agree on a place for what should be added; say where it goes in the prompt."
+            )
+        return seeds(points, cell, self.config.added, self.scene.sh.shape[1], self.generator)
+
+    def _masks(
+        self, own: Scene, kept: Scene
+    ) -> Tensor:  # [V, 1, H, W], 0 or 1: what the moving rows cover, a cell wider
+        shown = Scene.cat(kept, own)
+        if self.kind == "add":  # seeds are nearly clear: as if they were not
+            shown.logits[len(kept) :] = 2.0
+        ones = torch.cat([torch.zeros(len(kept), 1), torch.ones(len(own), 1)])
+        if self.kind == "delete":
+            shown, ones = self.scene, (self.removed | self.touched).float()[:, None]
+        cover = torch.cat([shown.paint(ones, self.near[k]) for k in range(len(self.near))]).permute(0, 3, 1, 2)
+        mask = (cover > 0.3).float()
+        cell = self.prior.factor
+        return F.max_pool2d(mask, 2 * cell + 1, stride=1, padding=cell)
+
+    def _imagine(self, view: int, start: float) -> None:
+        """What a view should become: its place redrawn under the target prompt, the rest as it was."""
+        assert self.views is not None
+        begun = time.perf_counter()
+        now, was, mask = self.views.picture(view), self.before[view : view + 1], self.masks[view : view + 1]
+        refine = Refine(**{**self.prior.editing.get("refine", {}), "start": start})
+        z, z_src = self.prior.encode(now), self.prior.encode(was)
+        cells = F.adaptive_avg_pool2d(mask, (z.shape[-2], z.shape[-1]))
+        draw = partial(self.prior.schedule.draw, z, torch.Generator().manual_seed(self.config.seed), 0.0, 1.0)
+        for _, made in refine(self.prior, z, z_src, cells, self.prompts, draw):
+            z = made
+        edited = self.prior.decode(z)
+        soft = F.avg_pool2d(mask, 5, stride=1, padding=2, count_include_pad=False)
+        self.wanted[view] = torch.lerp(was, edited, soft)[0]
+        self.features[view] = self.prior.encoder_features(self.wanted[view : view + 1])
+        self.model_seconds += time.perf_counter() - begun
+
+    # --- changing ---
+
+    def _likeness(self, image: Tensor, view: int) -> Tensor:
+        """L1 and the encoder's features, as LPIPS compares them."""
+        wanted = self.wanted[view : view + 1]
+        loss = (image - wanted).abs().mean() / 0.1
+        found = self.prior.encoder_features(image)
+        for f, w in zip(found, self.features[view], strict=True):
+            loss = loss + (F.normalize(f, dim=1) - F.normalize(w, dim=1)).square().sum(1).mean() / len(found)
+        return loss
+
+    @torch.no_grad()
+    def _tend(self, views: SceneViews) -> None:
+        """Renew an edited view now and then; grow and prune."""
+        later = self.recipe.starts[1:]
+        step = views.index + 1
+        if later and not self.stopped:
+            every = max(1, int(0.8 * self.steps) // (len(later) * len(self.near)))
+            turn, rest = divmod(step, every)
+            if rest == 0 and turn <= len(later) * len(self.near):
+                self._imagine((turn - 1) % len(self.near), later[(turn - 1) // len(self.near)])
+        if self.recipe.grows and not self.stopped and self.steps >= 30:
+            if step in (self.steps // 3, 2 * self.steps // 3):
+                self._look_again(views, step / self.steps)
+            if step % max(10, self.steps // 5) == 0 and step <= 0.75 * self.steps:
+                self._grow(views)
+
+    def _look_again(self, views: SceneViews, progress: float) -> None:
+        """Lift the attention of the edit as it is now: early on the place that was found in the scene is trusted, later
+        what the views show.
+
+            w <- (1 - p) w + p w_now        p: share of the run that is done; so too the views' masks
+        """
+        began = time.perf_counter()
+        if self.prompts.mask_from != "target":
+            return
+        now = pictures(views.whole(), self.near, self.background)
+        maps = attention(self.prior, now, self.prompts.target, self.prompts.tokens, self.generator)
+        maps = sharpen(maps, now)
+        numerator, denominator = lifted(views.whole(), self.near, maps)
+        own = slice(len(views.kept), None)
+        seen = denominator[own] > SEEN
+        weight = (numerator[own] / denominator[own].clamp(min=1e-6)).clamp(0.25, 1)
+        old = views.labels["weight"]
+        views.labels["weight"] = torch.where(seen, torch.lerp(old, weight, progress), old)
+        self.masks.copy_(torch.lerp(self.masks, torch.maximum(self.masks * 0.25, maps * self.masks), progress))
+        self.model_seconds += time.perf_counter() - began
+
+    def _grow(self, views: SceneViews) -> None:
+        rows = densify.Rows(dict(views.own), dict(views.moments), dict(views.labels))
+        push = views.push
+        threshold = float(push.quantile(0.97)) if len(push) else 0.0
+        scales = views.own["log_scales"].exp().amax(1)
+        rows = densify.densify(rows, push, threshold, float(scales.median()), self.generator)
+        clear = rows.parameters["logits"] < -4.0
+        huge = rows.parameters["log_scales"].amax(1) > torch.log(torch.tensor(0.35 * self.radius))
+        rows = densify.prune(rows, clear | huge)
+        views.replace_rows(rows.parameters, rows.moments, rows.labels)
+
+    def run(self) -> None:
+        if self.stopped:
+            return
+        assert self.views is not None
+        views = self.views
+
+        def on_step(report: StepReport) -> bool | None:
+            self.done = self.total - self.steps + report.index + 1
+            return self._report("changing", report.stats, lambda: views.picture(0))
+
+        began = time.perf_counter()
+        inside = self.model_seconds
+        run = distill(views, self.prior, self.prompts, self.method, self.steps, self.config.seed, on_step)
+        self.history, self.steps_done = run.history, run.steps_done
+        self.stopped = run.stopped
+        inside = self.model_seconds - inside
+        spent = time.perf_counter() - began
+        self.model_seconds += spent - inside - views.rendering_seconds - views.moving_seconds
+
+    # --- the end ---
+
+    @torch.no_grad()
+    def result(self, source: Splats, words: tuple[str, ...], started: float) -> SplatResult:
+        if self.views is None:  # cancelled before anything could change
+            count = len(self.scene)
+            weight = torch.zeros(count) if self.place is None else self.place.weight.cpu()
+            self.notes.append("The edit was stopped before it changed anything.")
+            seconds = time.perf_counter() - started
+            return SplatResult(
+                source, weight.numpy(), np.arange(count), self.kind, count, 0, 0, 0, 0.0, math.inf, self.cameras,
+                tuple(self.measured), words, tuple(self.notes), 0, self.stopped, self.method, (),
+                {"renderer": 0.0, "model": self.model_seconds, "rest": seconds - self.model_seconds, "all": seconds},
+            )  # fmt: skip
+        views = self.views
+        assert self.place is not None
+        own = Scene(*(views.own[name].detach() for name in views.own))
+        parent = views.labels["parent"]
+        alive = torch.ones(len(own), dtype=torch.bool) if self.kind == "delete" else own.logits > -4.5
+        own, parent = own[alive], parent[alive]
+        order = torch.cat([self.kept_rows.nonzero()[:, 0], parent])
+        whole = Scene.cat(self.scene[self.kept_rows], own)
+        # The first child of a row stands in its place; others come at the end.
+        first = torch.zeros(len(order), dtype=torch.bool)
+        seen: set[int] = set()
+        for k, row in enumerate(order.tolist()):
+            first[k] = row >= 0 and row not in seen
+            seen.add(row)
+        key = torch.where(first, order, len(self.scene) + torch.arange(len(order)))
+        sort = key.argsort(stable=True)
+        whole, order, first = whole[sort], order[sort], first[sort]
+        extra = {name: _inherited(column, order.numpy()) for name, column in source.extra.items()}
+        edited = replace(whole.splats(extra, source.comments), order=source.order)
+        same = np.ones(len(order), dtype=bool)
+        outside = 0.0
+        kept_rows = self.kept_rows.cpu().numpy()
+        for name in ("means", "quats", "log_scales", "logits", "sh"):
+            now, was = getattr(edited, name), getattr(source, name)[np.maximum(order.numpy(), 0)]
+            same &= (now == was).reshape(len(now), -1).all(1)
+            still = first.numpy() & kept_rows[np.maximum(order.numpy(), 0)] & (order.numpy() >= 0)
+            if still.any():
+                outside = max(outside, float(np.abs(now[still] - was[still]).max()))
+        same &= first.numpy()
+        kept = int(same.sum())
+        added = int((~first).sum())
+        if kept == len(source.means) and not added:
+            self.notes.append("The edit changed nothing.")
+        every = time.perf_counter() - started
+        return SplatResult(
+            splats=edited,
+            weight=self.place.weight.cpu().numpy(),
+            parent=order.numpy(),
+            kind=self.kind,
+            kept=kept,
+            changed=int((first & ~torch.from_numpy(same)).sum()),
+            added=added,
+            removed=int(len(source.means) - first.sum()),
+            max_change_outside=outside,
+            background_psnr=self._background(whole, own),
+            cameras=self.cameras,
+            measured=tuple(self.measured),
+            words=words,
+            notes=tuple(self.notes),
+            steps_done=self.steps_done,
+            stopped=self.stopped,
+            method=self.method,
+            history=self.history,
+            seconds={
+                "renderer": views.rendering_seconds,
+                "model": self.model_seconds,
+                "rest": every - views.rendering_seconds - self.model_seconds,
+                "all": every,
+            },
+        )
+
+    def _background(self, whole: Scene, own: Scene) -> float:
+        """PSNR of held-out views outside what the edit covers, before or after."""
+        cameras = self.cameras[list(self.measured)]
+        before, after = (pictures(each, cameras, self.background) for each in (self.scene, whole))
+        moved = (~self.kept_rows).float()[:, None]
+        cover = torch.cat([self.scene.paint(moved, cameras[k]) for k in range(len(cameras))])
+        count = int(self.kept_rows.sum())
+        fresh = Scene.cat(self.scene[self.kept_rows], own)
+        ones = torch.cat([torch.zeros(count, 1), torch.ones(len(fresh) - count, 1)])
+        cover = torch.maximum(cover, torch.cat([fresh.paint(ones, cameras[k]) for k in range(len(cameras))]))
+        touched = (cover >= 1 / 255).float().permute(0, 3, 1, 2)
+        if touched.all():
+            return math.nan
+        one = (x.transpose(0, 1).flatten(1, 2)[None] for x in (before, after, touched))  # all views as one picture
+        return float(psnr(*one))
+
+
+def _inherited(column: np.ndarray, parent: np.ndarray) -> np.ndarray:
+    values = column[np.maximum(parent, 0)]
+    values[parent < 0] = 0
+    return values

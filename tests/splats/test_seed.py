@@ -1,0 +1,124 @@
+"""New Gaussians: carved where views agree, and put where something was taken away."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sdsedit.camera import orbit
+from sdsedit.representations.splats import Scene, pictures
+from sdsedit.splats.seed import coloured, fill, hull, project, seeds
+
+SIZE = 64
+Y0 = 0.28209479177387814
+
+
+def gaussians(means: Tensor, rgb: Tensor, size: float = 0.05, flat: bool = False) -> Scene:
+    quats = torch.zeros(len(means), 4)
+    quats[:, 0] = 1
+    scales = torch.full((len(means), 3), math.log(size))
+    if flat:
+        scales[:, 1] = math.log(0.1 * size)
+    sh = ((rgb.expand(len(means), 3) - 0.5) / Y0)[:, None].clone()
+    return Scene(means, quats, scales, torch.full((len(means),), 3.0), sh)
+
+
+def floor(side: int = 25, hole: float = 0.0) -> Scene:
+    """A level sheet of flat brown Gaussians at y = 0, perhaps with a round hole."""
+    steps = torch.linspace(-1, 1, side)
+    x, z = (each.flatten() for each in torch.meshgrid(steps, steps, indexing="ij"))
+    means = torch.stack([x, torch.zeros_like(x), z], dim=1)
+    means = means[means.norm(dim=1) >= hole]
+    return gaussians(means, torch.tensor([0.5, 0.3, 0.2]), 0.05, flat=True)
+
+
+def discs(points: Tensor, cameras, radius: float) -> Tensor:  # [V, 1, H, W]: where a ball at `points` is seen
+    where, depth = project(points, cameras)
+    y, x = torch.meshgrid(torch.arange(SIZE) + 0.5, torch.arange(SIZE) + 0.5, indexing="ij")
+    across = cameras.Ks[:, 0, 0] * radius / depth[:, 0]
+    distance = ((x - where[:, 0, 0, None, None]) ** 2 + (y - where[:, 0, 1, None, None]) ** 2).sqrt()
+    return (distance <= across[:, None, None]).float()[:, None]
+
+
+def test_what_all_views_ask_for_is_carved_and_nothing_else():
+    cameras = orbit((0.0, 0.0, 0.0), 4.0, (0.0, 40.0), 10, SIZE, SIZE)
+    ball = torch.tensor([[0.2, -0.1, 0.15]])
+    nothing = torch.full((10, SIZE, SIZE), torch.inf)
+    points, cell = hull(discs(ball, cameras, 0.4), cameras, nothing, torch.zeros(3), 1.0)
+    distance = (points - ball).norm(dim=1)
+    assert distance.max() < 0.4 * 1.25 + cell  # carving by ten views leaves a hull a little larger than the ball
+    volume = len(points) * cell**3
+    assert 0.9 < volume / (4 / 3 * math.pi * 0.4**3) < 1.5
+
+
+def test_views_that_do_not_agree_carve_nothing():
+    cameras = orbit((0.0, 0.0, 0.0), 4.0, 10.0, 8, SIZE, SIZE)
+    maps = torch.zeros(8, 1, SIZE, SIZE)
+    maps[:4, :, :10, :10] = 1  # four ask for something in a corner, the others for nothing
+    points, _ = hull(maps, cameras, torch.full((8, SIZE, SIZE), torch.inf), torch.zeros(3), 1.0)
+    assert not len(points)
+
+
+def test_inside_of_what_stands_there_nothing_is_carved():
+    cameras = orbit((0.0, 0.0, 0.0), 4.0, (0.0, 30.0), 8, SIZE, SIZE)
+    maps = torch.ones(8, 1, SIZE, SIZE)
+    _, depth = project(torch.zeros(1, 3), cameras)
+    stands = (depth[:, 0] - 0.5)[:, None, None].expand(8, SIZE, SIZE)  # a wall half a unit before the middle
+    points, _ = hull(maps, cameras, stands, torch.zeros(3), 0.3)
+    assert not len(points)
+
+
+def test_seeds_lie_in_the_cells_are_nearly_clear_and_repeat():
+    points = torch.rand(500, 3, generator=torch.Generator().manual_seed(0))
+    for count in (100, 2000):
+        made = seeds(points, 0.05, count, 4, torch.Generator().manual_seed(3))
+        again = seeds(points, 0.05, count, 4, torch.Generator().manual_seed(3))
+        assert len(made) == count and made.sh.shape == (count, 4, 3)
+        assert torch.equal(made.means, again.means)
+        assert torch.cdist(made.means, points).min(1).values.max() <= 0.05 * math.sqrt(3) / 2 + 1e-6
+        torch.testing.assert_close(made.logits.sigmoid(), torch.full((count,), 0.1))
+
+
+def test_colours_come_from_the_pixels_that_a_gaussian_falls_on():
+    cameras = orbit((0.0, 0.0, 0.0), 4.0, (5.0, 40.0), 6, SIZE, SIZE)
+    green = gaussians(torch.zeros(1, 3), torch.tensor([0.1, 0.8, 0.2]), 0.4)
+    views = pictures(green, cameras, torch.ones(3))
+    grey = gaussians(torch.zeros(1, 3), torch.tensor([0.5, 0.5, 0.5]))
+    made = coloured(grey, views, cameras)
+    torch.testing.assert_close(0.5 + Y0 * made.sh[0, 0], torch.tensor([0.1, 0.8, 0.2]), rtol=0, atol=0.06)
+    assert torch.equal(made.means, grey.means) and torch.equal(made.logits, grey.logits)
+
+
+def test_a_hole_in_a_floor_is_closed_with_copies_of_the_floor():
+    kept = floor(hole=0.35)
+    angles = torch.linspace(0, 2 * math.pi, 40)
+    rim = [
+        torch.stack([r * angles.cos(), torch.full((40,), y), r * angles.sin()], 1)
+        for r, y in ((0.34, -0.02), (0.2, -0.02), (0.3, -0.3))
+    ]
+    gone = gaussians(torch.cat(rim), torch.tensor([0.9, 0.1, 0.1]), 0.1)
+    new, ring = fill(kept, gone, torch.Generator().manual_seed(0))
+    assert len(new) > 20 and ring.any()
+    flat = new.means[:, [0, 2]].norm(dim=1)
+    assert flat.max() < 0.5  # only where the hole is
+    assert new.means[:, 1].abs().max() < 0.02  # level with the floor
+    colours = 0.5 + Y0 * new.sh[:, 0]
+    torch.testing.assert_close(colours, torch.tensor([0.5, 0.3, 0.2]).expand_as(colours), rtol=0, atol=1e-5)
+    again, _ = fill(kept, gone, torch.Generator().manual_seed(0))
+    assert torch.equal(new.means, again.means)
+    above = orbit((0.0, 0.0, 0.0), 3.0, 80.0, 1, SIZE, SIZE)
+    before, after = (
+        pictures(scene, above, torch.ones(3))[0, :, 28:36, 28:36].mean() for scene in (kept, Scene.cat(kept, new))
+    )
+    assert before > 0.9 and after < 0.6  # the middle was white and is floor
+
+
+def test_what_touches_nothing_leaves_no_hole():
+    kept = floor()
+    gone = gaussians(
+        torch.randn(100, 3, generator=torch.Generator().manual_seed(0)) * 0.1 - torch.tensor([0, 3.0, 0]), torch.ones(3)
+    )
+    new, ring = fill(kept, gone, torch.Generator().manual_seed(0))
+    assert not len(new) and not ring.any()
