@@ -22,8 +22,12 @@ if TYPE_CHECKING:
     from sdsedit.guidance import METHODS
     from sdsedit.guidance.lusd import LUSD
     from sdsedit.io.images import Picture, read_mask, read_picture
+    from sdsedit.io.splats import Splats
+    from sdsedit.io.splats import read as read_splats
+    from sdsedit.io.splats import write as write_splats
     from sdsedit.prior.load import ModelNotFound, load_prior
     from sdsedit.request import Edit, EditConfig
+    from sdsedit.splats.change import SplatConfig, SplatResult
 
 _HOMES = {
     "Edit": "sdsedit.request",
@@ -38,7 +42,13 @@ _HOMES = {
     "read_picture": "sdsedit.io.images",
     "ModelNotFound": "sdsedit.prior.load",
     "load_prior": "sdsedit.prior.load",
+    "SplatConfig": "sdsedit.splats.change",
+    "SplatResult": "sdsedit.splats.change",
+    "Splats": "sdsedit.io.splats",
+    "read_splats": "sdsedit.io.splats",
+    "write_splats": "sdsedit.io.splats",
 }
+_NAMES = {"read_splats": "read", "write_splats": "write"}  # whose name at home is another
 
 __all__ = [
     "LUSD",
@@ -49,18 +59,23 @@ __all__ = [
     "InputRefused",
     "ModelNotFound",
     "Picture",
+    "SplatConfig",
+    "SplatResult",
+    "Splats",
     "StepReport",
     "__version__",
     "load_prior",
     "read_mask",
     "read_picture",
+    "read_splats",
+    "write_splats",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'sdsedit' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
+    value = getattr(import_module(_HOMES[name]), _NAMES.get(name, name))
     globals()[name] = value
     return value
 

@@ -56,6 +56,7 @@ MIN_VIEWS, MAX_VIEWS = 4, 256
 MIN_THRESHOLD, MAX_THRESHOLD = 0.05, 0.95
 MAX_SEEDED = 200_000
 SPLAT_VIEWS, SPLAT_THRESHOLD, SPLAT_SEEDED, SPLAT_DISTILLATION = 16, 0.5, 2500, 0.5  # defaults
+SPLAT_BACKGROUND = (0.62, 0.79, 0.95)
 SKETCH_SIDE, PICTURE_SIDE = 512, 2048  # pixels: of a sketch's page, and at most of a picture of a drawing
 
 
@@ -428,8 +429,8 @@ def _parser() -> argparse.ArgumentParser:
         help="of the scene's world: -y, z ..., or three numbers (default: -y, as COLMAP has it)",
     )  # fmt: skip
     splats.add_argument(
-        "--background", type=_colour, default=(1.0, 1.0, 1.0), metavar="COLOUR",
-        help="behind the scene while it is edited: a name, #rrggbb or three numbers from 0 to 1 (default: white)",
+        "--background", type=_colour, default=SPLAT_BACKGROUND, metavar="COLOUR",
+        help="behind the scene: a name, #rrggbb or three numbers from 0 to 1 (default: a light blue)",
     )  # fmt: skip
     splats.add_argument(
         "--size", type=_whole("size", 1, MAX_SIZE), metavar="N",
@@ -723,11 +724,11 @@ def _exit_code(stopped: str, steps_done: int, written: bool, interrupts: Interru
 
 
 @contextlib.contextmanager
-def _progress(doing: str) -> Iterator[Callable[..., None]]:
+def _progress(doing: str, timed: str = "") -> Iterator[Callable[..., None]]:
     """A bar with rate and remaining time on a terminal, else a plain line every tenth of the way, on standard error.
 
-    What it gives is called with (steps done, steps in all), and with the name of a stage where a run has several; the
-    rate is that of the stage.
+    What it gives is called with (steps done, steps in all), and with the name of a stage where a run has several; only
+    the stage `timed`, the long one, says how much time is left.
     """
     from rich.console import Console
 
@@ -743,7 +744,7 @@ def _progress(doing: str) -> Iterator[Callable[..., None]]:
             if fresh:
                 begun, first, shown = now, done, stage
             if fresh or done * 10 // steps > (done - 1) * 10 // steps:
-                rate = (done - first) / (now - begun) if done > first else 0.0
+                rate = (done - first) / (now - begun) if done > first and stage == timed else 0.0
                 left = f", {rate:.1f} steps/s, {(steps - done) / rate:.0f} s left" if rate else ""
                 named = f" ({stage})" if stage else ""
                 print(f"Step {done} of {steps}{named}{left}", file=sys.stderr, flush=True)
@@ -1167,7 +1168,7 @@ def _run_splats(
     notes: list[str] = []
     pictures: list[Path] = []  # that are written on the way
     steps = 0
-    with _progress("Editing") as advance:
+    with _progress("Editing", timed="changing") as advance:
         prior, warned = _load(job.model)
 
         def show_mask(weight: Tensor) -> None:
@@ -1284,7 +1285,7 @@ def _write_pictures(
         held_out = result.cameras[list(result.measured[:3])]
         return images.encode_png(
             files.before_and_after(
-                job.splats, result.splats, result.weight, config.threshold, held_out, config.background, device
+                job.splats, result.splats, result.weight, config.threshold, held_out, config.background, device=device
             )
         )
 

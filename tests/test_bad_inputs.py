@@ -1,11 +1,13 @@
 """Bad input and faults on the command line, each for real: one sentence, the right exit code, nothing lost.
 
-The numbers are those of the table of cases: 1-5 pictures, 14 masks, 15 prompts, 16 numbers, 20 addresses, 21 pickles,
-22 missing models, 24 a gradient that is not finite, 27 cancelling, 28 full and read-only disks.
+The numbers are those of the table of cases: 1-5 pictures, 11-13 scenes, 14 masks, 15 prompts, 16 numbers, 20 addresses,
+21 pickles, 22 missing models, 24 a gradient that is not finite, 27 cancelling, 28 full and read-only disks.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import resource
@@ -159,6 +161,156 @@ def test_5_normalised_noted_and_alpha_kept(here: Path, builtin_folder: Path):
     ]  # fmt: skip
     written = np.asarray(Image.open("o.png"))
     assert written.shape == (56, 40, 4) and (written[..., 3] == np.rot90(pixels[..., 3], -1)).all()
+
+
+# ---- 11-13, and 15, 16, 20 once more: scenes
+
+
+@pytest.fixture
+def scene_refused(here: Path) -> Callable[..., str]:
+    """scene_refused(arguments ...): as `refused`, of `sdsedit splats`; the scene is ball.ply unless `input` says so.
+
+    What is wrong with the file is wrong for `sdsedit splats info` too.
+    """
+    from sdsedit.io.splats import write
+    from tests.little_scene import little_scene
+
+    write("ball.ply", little_scene())
+
+    def sentence(arguments: list[str]) -> str:
+        before = sorted(path.name for path in here.rglob("*"))
+        with contextlib.redirect_stderr(io.StringIO()) as err, contextlib.redirect_stdout(io.StringIO()):
+            assert main(arguments) == 2
+        said = err.getvalue().removeprefix("Loading the model.\n")
+        assert said.count("\n") == 1 and said.startswith("sdsedit") and said.rstrip().endswith((".", ")"))
+        assert "Traceback" not in said and str(here) not in said and "/home" not in said and len(said) < 600
+        assert sorted(path.name for path in here.rglob("*")) == before, "something was written"
+        return said.split(": ", 1)[1].strip()
+
+    def run(*arguments: str, input: str = "ball.ply", target: str = "a cat") -> str:
+        said = sentence(["splats", input, "--target", target, "--output", "o.ply", *arguments])
+        if input != "ball.ply":
+            assert sentence(["splats", "info", input]) == said
+        return said
+
+    return run
+
+
+def ply(header: str, data: bytes = b"") -> None:
+    head = f"ply\nformat binary_little_endian 1.0\n{header}end_header\n"
+    Path("bad.ply").write_bytes(head.encode() + data)
+
+
+FLOATS = "".join(f"property float {name}\n" for name in ["x", "y", "z", "f_dc_0", "f_dc_1", "f_dc_2", "opacity"])
+FLOATS += "".join(f"property float {name}\n" for name in ["scale_0", "scale_1", "scale_2"])
+FLOATS += "".join(f"property float rot_{k}\n" for k in range(4))
+
+
+def test_11_a_count_that_is_not_the_files(scene_refused: Callable[..., str]):
+    ply(f"element vertex {10**12}\n{FLOATS}", bytes(56 * 3))
+    start = time.perf_counter()
+    assert "its header announces 56000000000000 bytes and 168 follow" in scene_refused(input="bad.ply")
+    assert time.perf_counter() - start < 1  # nothing was allocated
+    whole = Path("ball.ply").read_bytes()
+    Path("bad.ply").write_bytes(whole[:-7])
+    assert scene_refused(input="bad.ply").startswith("bad.ply is cut short or damaged")
+    Path("bad.spz").write_bytes(b"\x1f\x8b" + bytes(60))
+    assert scene_refused(input="bad.spz").startswith("bad.spz is cut short or damaged")
+
+
+def test_12_a_header_without_an_end(scene_refused: Callable[..., str]):
+    Path("bad.ply").write_bytes(b"ply\nformat binary_little_endian 1.0\n" + b"comment on and on\n" * 200_000)
+    start = time.perf_counter()
+    assert scene_refused(input="bad.ply") == "bad.ply is damaged: its header does not end within 64 KiB."
+    assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "sentence"),
+    [
+        ("means", np.nan, "position that is not finite or too large"),
+        ("log_scales", -np.inf, "scale that is not finite or too large"),
+        ("logits", -np.inf, "opacity that is not finite or too large"),
+        ("sh", np.nan, "colour that is not finite or too large"),
+        ("quats", 0.0, "quaternion of 0"),
+    ],
+)
+def test_13_numbers_of_a_scene(scene_refused: Callable[..., str], column: str, value: float, sentence: str):
+    whole = bytearray(Path("ball.ply").read_bytes())
+    first, size = {"means": (0, 3), "sh": (12, 3), "logits": (24, 1), "log_scales": (28, 3), "quats": (40, 4)}[column]
+    start = whole.index(b"end_header\n") + len(b"end_header\n") + first
+    for row in (7, 30):  # of 14 floats and a byte
+        struct.pack_into(f"<{size}f", whole, start + 57 * row, *[value] * size)
+    Path("bad.ply").write_bytes(whole)
+    said = scene_refused(input="bad.ply")
+    assert said.startswith("Gaussian 7 of bad.ply has a") and sentence in said
+
+
+def test_13_counts_of_a_scene(scene_refused: Callable[..., str]):
+    rest = "".join(f"property float f_rest_{k}\n" for k in range(10))
+    ply(f"element vertex 1\n{FLOATS}{rest}", bytes(4 * 24))
+    assert "10 SH properties f_rest_0, f_rest_1 ...: 0, 9, 24 or 45 are allowed" in scene_refused(input="bad.ply")
+    ply(f"element vertex 0\n{FLOATS}")
+    assert scene_refused(input="bad.ply") == "bad.ply holds no Gaussian: at least one is needed."
+
+
+def test_other_kinds_of_scenes(scene_refused: Callable[..., str]):
+    mesh = "element vertex 3\nproperty float x\nproperty float y\nproperty float z\nelement face 1\n"
+    ply(mesh + "property list uchar int vertex_indices\n", bytes(36 + 13))
+    assert scene_refused(input="bad.ply") == "bad.ply is a mesh / point cloud, not a splat scene."
+    ply("element vertex 1\nproperty float x\nproperty float y\nproperty float z\n", bytes(12))
+    assert "is a mesh / point cloud" in scene_refused(input="bad.ply")
+    assert "of a kind that is not read" in scene_refused(input="cat.png")
+    assert "is made for viewers and not read" in scene_refused(input=str(shutil.copy("ball.ply", "bad.splat")))
+    assert scene_refused(input="none.ply").startswith("none.ply is not there")
+
+
+def test_cameras_that_do_not_fit(scene_refused: Callable[..., str]):
+    assert "of a kind that holds no cameras" in scene_refused("--cameras", "cat.png")
+    Path("cameras.json").write_text("{}")
+    assert "cameras.json" in scene_refused("--cameras", "cameras.json")
+    Path("empty").mkdir()
+    assert "empty holds no cameras" in scene_refused("--cameras", "empty")
+    row = {"width": 64, "height": 48, "fx": 60, "fy": 60, "rotation": np.eye(3).tolist()}
+    rows = [{**row, "id": k, "img_name": str(k), "position": [0, 0, 5 + k]} for k in range(6)]  # it is behind them
+    Path("cameras.json").write_text(json.dumps(rows))
+    assert "The cameras see nothing of the scene" in scene_refused("--cameras", "cameras.json")
+
+
+@pytest.mark.parametrize(
+    ("target", "sentence"),
+    [("", "empty"), (" \u3000 ", "empty"), ("cat " * 25_000, "100000 characters"), ("a \u202etac", "U+202E")],
+)
+def test_15_prompts_of_a_scene(scene_refused: Callable[..., str], target: str, sentence: str):
+    assert sentence in (said := scene_refused(target=target)) and "\u202e" not in said
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "1e99", "", "x"])
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        ("steps", "a whole number from 1 to 10000"),
+        ("seed", "a whole number from 0 to 9223372036854775807"),
+        ("size", "a whole number from 1 to 4096"),
+        ("views", "a whole number from 4 to 256"),
+        ("added", "a whole number from 1 to 200000"),
+        ("preview-every", "a whole number from 1 to 10000"),
+        ("strength", "a number from 0.1 to 10"),
+        ("threshold", "a number from 0.05 to 0.95"),
+        ("distillation", "a number from 0 to 1"),
+    ],
+)
+def test_16_numbers_of_a_scene_edit(scene_refused: Callable[..., str], name: str, allowed: str, value: str):
+    assert f"{name} is {value}; it must be {allowed}." in scene_refused(f"--{name}={value}")
+
+
+@pytest.mark.parametrize("address", ["http://localhost:9/a.ply", "file:///etc/hosts", "data:,x"])
+def test_20_addresses_of_scenes(scene_refused: Callable[..., str], network: list[str], address: str):
+    assert "never fetched" in scene_refused(input=address)
+    assert "never fetched" in scene_refused("--cameras", address)
+    assert "nothing is fetched" in scene_refused("--model", address)
+    assert "nothing is fetched" in scene_refused("--output", address)
+    assert not network
 
 
 # ---- 14: masks

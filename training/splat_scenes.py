@@ -1,6 +1,6 @@
 """Fit the two scenes of Gaussian splats that are shipped, assets/splats/*.ply, from pictures of solids.
 
-    python -m training.splat_scenes                  # both, about a quarter of an hour each on one core
+    python -m training.splat_scenes                  # both, about ten minutes each on one core
     python -m training.splat_scenes --scene snowman --steps 300
 
 The worlds are those of training.solids, drawn from all round without their backdrop.  Points of the surfaces, taken
@@ -50,8 +50,11 @@ WORLDS = {
         seed=7,
     ),
 }
-SIZE = 320  # pixels, side of a view
-DISTANCES = (3.3, 2.3)  # world units, from the middle of the things to the cameras: all of it, and near
+SIZE = 192  # pixels, side of a view
+DISTANCE = 3.3  # world units, from the middle of the things to the cameras
+# Sides of the pictures that views are windows of, pixels. A splat is never less than a pixel wide on the screen (the
+# renderer's blur), so a scene that was fitted at one size is fat at smaller ones: it has to see them all.
+SIZES = (128, 320, 128, 480, 192, 320)
 FLAT = 0.12  # a Gaussian of the start is so thin, as a share of its width
 
 
@@ -63,15 +66,28 @@ class Views:
     depth: torch.Tensor  # [V, H, W] of the pixels' middles, inf beyond the things
 
 
-def look(world: World, count: int, size: int, start: float = 0.0, supersample: int = 3) -> Views:
+def look(
+    world: World,
+    count: int,
+    size: int,
+    start: float = 0.0,  # degrees, of the first view's azimuth
+    sizes: tuple[int, ...] = (),  # of whole pictures, pixels: views are windows of them, in turn; empty: of `size`
+    supersample: int = 3,
+) -> Views:
     """Pictures from all round and from -5 to 70 degrees up.
 
-    The elevations go through their range by the golden ratio, so that neighbours in azimuth differ in elevation."""
-    golden = (math.sqrt(5) - 1) / 2
-    elevations = [-5 + 75 * ((k * golden) % 1) ** 1.3 for k in range(count)]  # more of them low, as people look
-    far, near = (orbit((0.0, -0.38, 0.0), d, elevations, count, size, size, fov=42.0, start=start) for d in DISTANCES)
-    odd = torch.arange(count) % 3 == 2
-    cameras = Cameras(torch.where(odd[:, None, None], near.viewmats, far.viewmats), far.Ks, size, size)
+    The elevations go through their range by the golden ratio, so that neighbours in azimuth differ in elevation; so do
+    the places of windows that are smaller than the whole picture, and whole pictures that are smaller lie in the middle
+    of their window."""
+    turns = np.arange(count)[:, None] * np.array([0.6180340, 0.7548777, 0.5698403]) % 1
+    elevations = (-5 + 75 * turns[:, 0] ** 1.3).tolist()  # more of them low, as people look
+    cameras = orbit((0.0, -0.38, 0.0), DISTANCE, elevations, count, size, size, fov=42.0, start=start)
+    Ks = cameras.Ks.clone()
+    for k, whole in enumerate(sizes[k % len(sizes)] for k in range(count) if sizes):
+        Ks[k, :2, :2] *= whole / size
+        room = 0.8 * max(whole - size, 0)  # the things do not reach the edges
+        Ks[k, :2, 2] = size / 2 + torch.from_numpy(room * (0.5 - turns[k, 1:]))
+    cameras = Cameras(cameras.viewmats, Ks, size, size)
     pictures, alpha, depth = [], [], []
     for viewmat, K in zip(cameras.viewmats.numpy(), cameras.Ks.numpy(), strict=True):
         drawn = solids.render(world, viewmat, K, size, size, supersample)
@@ -175,20 +191,20 @@ def measure(splats: Splats, views: Views) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scene", choices=list(WORLDS), nargs="*", default=list(WORLDS))
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--views", type=int, default=160)
-    parser.add_argument("--start", type=int, default=16000, help="Gaussians to start from")
-    parser.add_argument("--most", type=int, default=40000, help="Gaussians in the end")
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--views", type=int, default=240)
+    parser.add_argument("--start", type=int, default=15000, help="Gaussians to start from")
+    parser.add_argument("--most", type=int, default=30000, help="Gaussians in the end")
     parser.add_argument("--folder", type=Path, default=FOLDER)
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     for name in args.scene:
         began = time.perf_counter()
         world = WORLDS[name]
-        views = look(world, args.views, SIZE)
-        held_out = look(world, 24, SIZE, start=4.3)
+        views = look(world, args.views, SIZE, sizes=SIZES)
+        held_out = {size: look(world, 12, size, start=4.3) for size in (128, 320)}
         start = surface(world, views, args.start, np.random.default_rng(0))
-        print(f"{name}: {args.views} views, {len(start.means)} points, {measure(start, held_out)}", flush=True)
+        print(f"{name}: {args.views} views, {len(start.means)} points", flush=True)
         config = FitConfig(
             steps=args.steps, alpha=0.5, means=4e-5, means_last=4e-7, most=args.most, densify_from=300,
             densify_until=0.6, large=0.004, largest=0.02, reset_every=0, least_opacity=0.02,
@@ -201,7 +217,9 @@ def main() -> None:
         fitted = fit(views.pictures, views.cameras, config, report, start, views.alpha) if args.steps else start
         path = args.folder / f"{name}.ply"
         write(path, labelled(name, fitted))
-        print(f"{path.name}: {len(fitted.means)} Gaussians, {path.stat().st_size} bytes, {measure(fitted, held_out)}")
+        print(f"{path.name}: {len(fitted.means)} Gaussians, {path.stat().st_size} bytes")
+        for size, unseen in held_out.items():
+            print(f"  {size} pixels, 12 held-out views: {measure(fitted, unseen)}", flush=True)
 
 
 if __name__ == "__main__":

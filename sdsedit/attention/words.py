@@ -20,10 +20,13 @@ Compared are the words that the model reads: what a long prompt has past the las
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -56,6 +59,8 @@ SMALL_WORDS = frozenset(_SMALL.split())
 NUMBERS = frozenset(_COUNTING.split())
 MODIFIERS = frozenset(_DESCRIBING.split())
 PLACES = frozenset(["front", "top", "bottom", "back", "side", "middle", "left", "right"])  # small only before "of"
+_CUTS = re.compile(r"\s*[,;]\s*(?:and\s+)?|\s+and\s+", re.IGNORECASE)
+_PLACE = re.compile(r"\s(?:on|in|at|under|above|against|inside|before|by)\s.*", re.IGNORECASE | re.DOTALL)
 _NONE = "so there is no word to look for."
 _JOINERS = "-'\u2010\u2011\u2019"  # hyphens and apostrophes: inside a word only between two of its characters
 
@@ -116,6 +121,30 @@ def find_words(tokenize: Callable[[str], Tokens], prompt: str, names: Sequence[s
     return read.words(sorted(found), "")
 
 
+def clause(prompt: str, spans: Sequence[tuple[int, int]]) -> str:
+    """What a prompt says of the words at `spans`, and of the place: for a view that shows little else.
+
+    The prompt is cut at commas and at "and"; of the pieces those that hold a span are kept, and from the last piece
+    what begins with a preposition of place. `an apple wearing a crown, a pear and a cup on a wooden table`, asked for
+    `crown`, gives `an apple wearing a crown on a wooden table`. Without a span all of it is kept.
+    """
+    if not spans:
+        return prompt
+    cuts = [(0, 0), *(match.span() for match in _CUTS.finditer(prompt)), (len(prompt), len(prompt))]
+    pieces = [(a[1], b[0]) for a, b in pairwise(cuts)]
+    kept = [any(start < stop and end > first for start, end in spans) for first, stop in pieces]
+    text = ", ".join(prompt[first:stop].strip() for (first, stop), keep in zip(pieces, kept, strict=True) if keep)
+    place = _PLACE.search(prompt[slice(*pieces[-1])])
+    if place and not kept[-1]:
+        text += " " + place.group().strip()
+    return text or prompt
+
+
+def one_clause(between: str) -> bool:
+    """Whether words with this text between them stand in one clause."""
+    return _CUTS.search(between) is None
+
+
 class _Prompt:
     """The words of a prompt that the model reads."""
 
@@ -167,6 +196,10 @@ def _difference(other: _Prompt, prompt: _Prompt, none: str) -> Words:
             if _is_modifier(prompt.keys[j]) or before_stayed:
                 describing.append(j)
     chosen = {j for j in new if not prompt.small[j]}
+    # A diff may take a word that only moved for a new one: "a pear" of "an apple, a pear and a cup" when the cup goes.
+    here, there = Counter(prompt.keys), Counter(other.keys)
+    if sorted(prompt.keys) != sorted(other.keys):
+        chosen = {j for j in chosen if _is_modifier(prompt.keys[j]) or here[prompt.keys[j]] > there[prompt.keys[j]]}
     notes = []
     for j in describing:
         described = prompt.described_by(j)

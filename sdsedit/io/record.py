@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 ANIMATIONS = (".gif", ".mp4", ".svg")
 SCENES = (".ply", ".spz", ".splat")  # and .compressed.ply, which ends in the first
-_PACKAGES = ("torch", "diffusers", "transformers", "tokenizers", "safetensors", "numpy", "numba", "pillow")
+_PACKAGES = ("torch", "diffusers", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "numba", "pillow")
 _SMALL_FILE = 64 * 2**20
 _IN_A_PLY = "sdsedit {"  # how the comment with a recipe begins
 # Bytes that an output may need for each of its pixels, or of a scene for each Gaussian; by-products that are pictures
@@ -405,7 +405,7 @@ def splats_request(recipe: Mapping[str, Any]) -> tuple[Edit, SplatConfig]:
         usual = getattr(SplatConfig, key)
         if isinstance(usual, tuple):
             good = isinstance(value, list) and len(value) == len(usual) and all(map(_is_number, value))
-            settings[key] = tuple(value) if good else value
+            settings[key] = tuple(map(float, value)) if good else value
         elif usual is None:  # "kind" is a name, the others are whole numbers
             good = value is None or (isinstance(value, str if key == "kind" else int) and not isinstance(value, bool))
         else:

@@ -500,8 +500,10 @@ def _read_compressed(stream: BinaryIO, header: _Header, starts: Mapping[str, int
     sh[:, 0] = (np.stack(shares, 1) - 0.5) / _SH_C0
     byte = np.arange(256, dtype=np.float32)
     values = (np.where(byte == 0, 0, np.where(byte == 255, 1, (byte + 0.5) / 256)) - 0.5) * 8
-    for i, each in enumerate(rest):  # channel after channel, as in INRIA's files
-        sh[:, 1 + i % (len(rest) // 3), i // (len(rest) // 3)] = values[tables["sh"][each]]
+    for first in range(0, count if rest else 0, _BLOCK):  # channel after channel, as in INRIA's files
+        rows = slice(first, first + _BLOCK)
+        steps = _columns(tables["sh"][rows], rest)
+        sh[rows, 1:] = values[steps].reshape(len(steps), 3, -1).transpose(0, 2, 1)
     rotation = words["packed_rotation"]
     others = np.stack([(bits(rotation, shift, 10) - 0.5) * math.sqrt(2) for shift in (20, 10, 0)], 1)
     quats = _with_largest(others, rotation >> np.uint32(30))

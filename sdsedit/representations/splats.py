@@ -19,7 +19,7 @@ from sdsedit.render.splats import Rendered, colours, render
 from sdsedit.representations.base import View
 
 Term = Callable[[Tensor, int], Tensor]
-"""A rendered view [1, 3, H, W] with autograd, and the camera's number -> a loss, 0-dim."""
+"""A rendered view [1, 4, H, W], RGB over the background and alpha, with autograd, and the camera's number -> a loss."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ class Rates:
     quats: float = 0.004
     log_scales: float = 0.01
     logits: float = 0.05
-    sh: float = 0.03  # of the constant term; higher ones a twentieth
+    sh: float = 0.06  # of the constant term; higher ones a twentieth
     last: float = 0.1  # the rate at the end, as a share of the first; cosine between
 
 
@@ -176,10 +176,11 @@ class SceneViews:
         self.view = self._order.pop()
         with torch.enable_grad():
             started = time.perf_counter()
-            self._image = self.whole().render(self.cameras[self.view], self.background).image.permute(0, 3, 1, 2)
+            drawn = self.whole().render(self.cameras[self.view], self.background)
+            self._image = torch.cat([drawn.image, drawn.alpha[..., None]], dim=-1).permute(0, 3, 1, 2)
             self.rendering_seconds += time.perf_counter() - started
             self._leaf = self._image.detach().requires_grad_()
-            self._z = self.prior.encode(self._leaf)
+            self._z = self.prior.encode(self._leaf[:, :3])
         mask = None if self.masks is None else self._cells(self.masks[self.view : self.view + 1])
         return View(self._z, self._z_src[self.view : self.view + 1], mask)
 

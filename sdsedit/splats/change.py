@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdsedit.attention.words import changed_words, find_words, removed_words
+from sdsedit.attention.words import changed_words, clause, find_words, one_clause, removed_words
 from sdsedit.camera import Cameras, frame
-from sdsedit.edit import StepReport, distill
+from sdsedit.edit import StepReport, distill, edit
 from sdsedit.errors import InputRefused
 from sdsedit.guidance import configured
 from sdsedit.guidance.base import Guidance, Prompts
@@ -45,7 +45,7 @@ from sdsedit.splats.locate import (
     locate,
     sharpen,
 )
-from sdsedit.splats.seed import coloured, fill, hull, seeds
+from sdsedit.splats.seed import coloured, fill, hull, project, seeds
 from sdsedit.splats.survey import check_cameras, spread
 
 Kind = Literal["recolour", "restyle", "replace", "add", "delete"]
@@ -65,7 +65,7 @@ class SplatConfig:
     threshold: float = THRESHOLD  # of a weight, 0 .. 1: which Gaussians are in the edit
     distillation: float = 0.5  # share of the picture's gradient; the edited views have the rest
     added: int = 2500  # new Gaussians for what is added, at most
-    background: tuple[float, float, float] = (1.0, 1.0, 1.0)  # behind the scene, 0 .. 1
+    background: tuple[float, float, float] = (0.62, 0.79, 0.95)  # behind the scene, 0 .. 1; unlike what is in it
     up: tuple[float, float, float] = (0.0, -1.0, 0.0)  # of the world
     size: int | None = None  # side of a view in pixels; None: the model's native side
 
@@ -74,7 +74,7 @@ class SplatConfig:
 class Progress:
     """One finished piece of work, as `on_step` sees it."""
 
-    stage: str  # "looking", "imagining", "changing"
+    stage: str  # "looking", "found", "imagining", "changing"
     index: int  # 0 .. total - 1, over all stages
     total: int
     stats: dict[str, Tensor]
@@ -122,16 +122,22 @@ class _Recipe:
     rates: Rates
     starts: tuple[float, ...]  # t from which the edited views are drawn: at first, and each time that they are renewed
     grows: bool = False
+    in_place: bool = False  # its shape stays
 
 
+_TOO_SMALL = 0.002  # share of a view: what is smaller there is not edited in it
+_CLEAR = -4.5  # logit of the opacity below which a Gaussian is dropped
+_PICTURE_STEPS = 30  # of the picture's editor, in each view
 _SHAPE = Rates()
 _COLOUR = Rates(means=0, quats=0, log_scales=0, logits=0)
 _RECIPES: dict[str, _Recipe] = {
-    "recolour": _Recipe(90, _COLOUR, (0.85, 0.6)),
-    "restyle": _Recipe(120, replace(_SHAPE, means=0.001, log_scales=0.004, quats=0.002, logits=0.02), (0.95, 0.6)),
+    "recolour": _Recipe(90, _COLOUR, (0.0, 0.5), in_place=True),
+    "restyle": _Recipe(
+        120, replace(_SHAPE, means=0.001, log_scales=0.004, quats=0.002, logits=0.0), (0.0, 0.5), in_place=True
+    ),
     "replace": _Recipe(200, _SHAPE, (0.97, 0.7, 0.5), grows=True),
     "add": _Recipe(200, _SHAPE, (0.97, 0.7, 0.5), grows=True),
-    "delete": _Recipe(60, _COLOUR, (0.9,)),
+    "delete": _Recipe(0, _COLOUR, ()),
 }
 
 
@@ -165,8 +171,8 @@ def change(
         cameras = spread(cameras, config.views)
     scene = Scene.of(splats, prior.device)
     cameras = views_of(scene, cameras, prior, config)
-    work = _Work(scene, prior, prompts, method, config, kind, cameras, on_step, notes)
-    work.look(request)
+    work = _Work(scene, prior, request, prompts, method, config, kind, cameras, on_step, notes)
+    work.look()
     if not work.stopped:
         work.prepare()
     if not work.stopped:
@@ -217,6 +223,43 @@ def _stayed(prior: Prior, source: str, words: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _about(prior: Prior, request: Edit, kind: Kind) -> Edit:
+    """The request for a view that shows the edit's place and little else: both prompts cut down to what they say of it.
+
+    A model that is told of three things draws three things, wherever it is allowed to.
+    """
+    source, target = request.source or "", request.target
+    new, old = changed_words(prior.tokenize, source, target), removed_words(prior.tokenize, source, target)
+    if kind == "delete" or not new.spans or not source.strip():
+        return replace(request, words=None)
+    there = list(old.spans)
+    for word in (*_stayed(prior, source, new.text), *([host] if (host := _host_word(prior, request)) else [])):
+        there += find_words(prior.tokenize, source, [word]).spans
+    return replace(request, target=clause(target, new.spans), source=clause(source, there), words=None)
+
+
+def words_about(prior: Prior, request: Edit, method: Guidance) -> tuple[tuple[int, ...], Literal["target", "source"]]:
+    words, where = words_to_find(prior, request, method, [])
+    return words.tokens, where
+
+
+def _host_word(prior: Prior, request: Edit) -> str | None:
+    """The word that the new words belong to: the last one before them, in their clause, that stayed; `apple` in `an
+    apple wearing a crown`."""
+    source, target = request.source or "", request.target
+    new = changed_words(prior.tokenize, source, target)
+    if not new.spans:
+        return None
+    start = new.spans[0][0]
+    before = changed_words(prior.tokenize, None, target[:start])
+    for word, (_, end) in zip(reversed(before.text), reversed(before.spans), strict=True):
+        if not one_clause(target[end:start]):
+            return None
+        if _stayed(prior, source, [word]):
+            return word
+    return None
+
+
 def views_of(scene: Scene, cameras: Cameras | None, prior: Prior, config: SplatConfig) -> Cameras:
     """The cameras to work with, at the working size."""
     side = config.size or prior.native
@@ -232,10 +275,13 @@ def views_of(scene: Scene, cameras: Cameras | None, prior: Prior, config: SplatC
 class _Work:
     """One edit under way: what each stage leaves for the next."""
 
+    kind: Kind
+
     def __init__(
         self,
         scene: Scene,
         prior: Prior,
+        request: Edit,
         prompts: Prompts,
         method: Guidance,
         config: SplatConfig,
@@ -245,15 +291,20 @@ class _Work:
         notes: list[str],
     ) -> None:
         self.scene, self.prior, self.prompts, self.method = scene, prior, prompts, method
+        self.request = request
         self.config, self.kind, self.cameras, self.on_step, self.notes = config, kind, cameras, on_step, notes
         self.recipe = _RECIPES[kind]
-        self.steps = config.steps or self.recipe.steps
+        self.steps = 0 if kind == "delete" else config.steps or self.recipe.steps
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.background = torch.tensor(config.background, device=prior.device)
+        self.background = torch.tensor(config.background, dtype=torch.float32, device=prior.device)
+        self.about = _about(prior, request, kind)
+        self.near_prompts = encode_prompts(prior, self.about, *words_about(prior, self.about, method), [])
         working, self.measured = held_out(cameras)
         self.working = cameras[list(working)]
         self.done = 0
-        self.total = 2 * -(-len(self.working) // VIEWS_AT_ONCE) + len(self.working) + self.steps
+        self.total = (
+            2 * -(-len(self.working) // VIEWS_AT_ONCE) + 1 + (len(self.working) + self.steps if self.steps else 0)
+        )
         self.stopped = ""
         self.views: SceneViews | None = None
         self.place: Place | None = None
@@ -264,8 +315,8 @@ class _Work:
 
     # --- looking ---
 
-    def look(self, request: Edit) -> None:
-        prior, prompts = self.prior, self.prompts
+    def look(self) -> None:
+        prior, prompts, request = self.prior, self.prompts, self.request
         text = prompts.target if prompts.mask_from == "target" else prompts.source
         tokens = prompts.tokens
         source = request.source or ""
@@ -280,13 +331,35 @@ class _Work:
                 if old.tokens:  # what goes is there to be seen, what comes is not
                     other = self._locate(prompts.source, old.tokens)
                     place = other if other.chosen().any() else place
+            self.host = None
+            if self.kind in ("add", "replace") and not request.words and not self.stopped:
+                self.host = self._host()
+                if self.kind == "add" and self.host is not None and not self.stopped:
+                    place = _near(self.scene, place, self.host, self.config.threshold)
         self.place = place
         if self.stopped:
             return
+        self.done += 1
+        self._report("found", {}, lambda: pictures(self.scene, self.working[0], self.background))
+        if self.stopped:
+            return
+        if place.chosen(self.config.threshold).all():
+            raise InputRefused(
+                "The words were found everywhere in the scene, so nothing would be kept; name others with --words."
+            )
         if not place.chosen(self.config.threshold).any():
             raise InputRefused(
                 "The model's attention found none of these words in the scene; name others with --words."
             )
+
+    def _host(self) -> Place | None:
+        """Where the thing is that the new words belong to. Attention alone would crown all that can wear a crown."""
+        word = _host_word(self.prior, self.request)
+        if word is None:
+            return None
+        tokens = find_words(self.prior.tokenize, self.request.source or "", [word]).tokens
+        place = self._locate(self.prompts.source, tokens)
+        return place if place.chosen().any() else None
 
     def _locate(self, text: Text, tokens: Sequence[int]) -> Place:
         def on_view(done: int, total: int) -> bool | None:
@@ -323,31 +396,30 @@ class _Work:
         self.touched = torch.zeros_like(chosen)
         new = Scene(*(getattr(scene, name)[:0] for name in ("means", "quats", "log_scales", "logits", "sh")))
         keep = ~chosen
+        lit: Tensor | None = None
         if self.kind == "add":
-            centre, radius = bounds(scene.means, torch.where(chosen, self.place.weight, 0.0))
-            new = self._seeded(centre, radius)
+            new = self._seeded(*bounds(scene.means, torch.where(chosen, self.place.weight, 0.0)))
             keep = torch.ones_like(chosen)
-            centre, radius = bounds(
-                torch.cat([new.means, scene.means[chosen]]), torch.ones(len(new) + int(chosen.sum()))
-            )
-            radius *= 2.0
-        elif self.kind == "delete":
-            new, ring = fill(scene[keep], scene[chosen], self.generator)
-            self.touched[keep.nonzero()[:, 0][ring]] = True
-            centre, radius = bounds(scene.means, chosen.float())
+        elif self.kind == "delete":  # all is said by the neighbours: nothing is left for the model to draw
+            new, shaded, lit = fill(scene[keep], scene[chosen], self.generator)
+            self.touched[keep.nonzero()[:, 0][shaded]] = True
+        # A view shows what changes and what it belongs to, as pictures of such things do.
+        shown = chosen if self.host is None else chosen | self.host.chosen(config.threshold)
+        subject = torch.cat([scene.means[shown], new.means])
+        centre, radius = bounds(subject, torch.ones_like(subject[:, 0]))
+        if self.kind == "add" and self.host is None:
             radius *= 1.6
-        else:
-            centre, radius = bounds(scene.means, torch.where(chosen, self.place.weight, 0.0))
-            radius *= 1.25
         self.removed = chosen if self.kind == "delete" else torch.zeros_like(chosen)
         moving = self.touched if self.kind == "delete" else chosen & ~keep
         self.kept_rows = ~moving & ~self.removed
-        own = Scene.cat(scene[moving], new)
-        weight = torch.cat([self.place.weight[moving].clamp(min=0.25), torch.ones(len(new))])
-        if self.kind == "delete":
-            weight = torch.ones(len(own))
-        parent = torch.cat([moving.nonzero()[:, 0], torch.full((len(new),), -1)])
-        self.near = closer(self.working, centre, radius, up=config.up)
+        own = scene[moving] if lit is None else replace(scene[moving], sh=lit)
+        own = Scene.cat(own, new)
+        weight = torch.ones_like(own.logits)
+        if self.kind != "delete":
+            weight[: int(moving.sum())] = self.place.weight[moving].clamp(min=0.25)
+        parent = torch.full_like(own.logits, -1, dtype=torch.long)
+        parent[: int(moving.sum())] = moving.nonzero()[:, 0]
+        self.near = closer(self.working, centre, radius, fill=0.65, up=config.up)
         self.before = pictures(scene, self.near, self.background)
         self.radius = radius
         self.masks = self._masks(own, scene[self.kept_rows])
@@ -370,6 +442,9 @@ class _Work:
             tend=self._tend,
         )
         self.wanted = self.before.clone()
+        self.plates = pictures(scene[self.kept_rows], self.near, self.background)
+        if not self.steps:
+            return
         self.features: dict[int, tuple[Tensor, ...]] = {}
         for view in range(len(self.near)):
             self._imagine(view, self.recipe.starts[0])
@@ -393,43 +468,67 @@ class _Work:
             )
         return seeds(points, cell, self.config.added, self.scene.sh.shape[1], self.generator)
 
-    def _masks(
-        self, own: Scene, kept: Scene
-    ) -> Tensor:  # [V, 1, H, W], 0 or 1: what the moving rows cover, a cell wider
+    def _masks(self, own: Scene, kept: Scene) -> Tensor:  # [V, 1, H, W], 0 or 1
+        """What the moving rows cover in each view, somewhat wider: a new shape is not the old one."""
         shown = Scene.cat(kept, own)
+        mine = torch.ones_like(shown.logits)[:, None]
+        mine[: len(kept)] = 0
         if self.kind == "add":  # seeds are nearly clear: as if they were not
             shown.logits[len(kept) :] = 2.0
-        ones = torch.cat([torch.zeros(len(kept), 1), torch.ones(len(own), 1)])
         if self.kind == "delete":
-            shown, ones = self.scene, (self.removed | self.touched).float()[:, None]
-        cover = torch.cat([shown.paint(ones, self.near[k]) for k in range(len(self.near))]).permute(0, 3, 1, 2)
-        mask = (cover > 0.3).float()
-        cell = self.prior.factor
-        return F.max_pool2d(mask, 2 * cell + 1, stride=1, padding=cell)
+            shown, mine = self.scene, (self.removed | self.touched).float()[:, None]
+        cover = torch.cat([shown.paint(mine, self.near[k]) for k in range(len(self.near))]).permute(0, 3, 1, 2)
+        reach = self.prior.factor * (3 if self.recipe.grows else 1)
+        return F.max_pool2d((cover > 0.3).float(), 2 * reach + 1, stride=1, padding=reach)
 
     def _imagine(self, view: int, start: float) -> None:
-        """What a view should become: its place redrawn under the target prompt, the rest as it was."""
+        """What a view should become: its place edited under the target prompt, the rest as it was."""
         assert self.views is not None
         begun = time.perf_counter()
         now, was, mask = self.views.picture(view), self.before[view : view + 1], self.masks[view : view + 1]
-        refine = Refine(**{**self.prior.editing.get("refine", {}), "start": start})
-        z, z_src = self.prior.encode(now), self.prior.encode(was)
-        cells = F.adaptive_avg_pool2d(mask, (z.shape[-2], z.shape[-1]))
-        draw = partial(self.prior.schedule.draw, z, torch.Generator().manual_seed(self.config.seed), 0.0, 1.0)
-        for _, made in refine(self.prior, z, z_src, cells, self.prompts, draw):
-            z = made
-        edited = self.prior.decode(z)
-        soft = F.avg_pool2d(mask, 5, stride=1, padding=2, count_include_pad=False)
+        mask = (mask > 0.3).float()
+        if mask.mean() < _TOO_SMALL:  # hidden, in this view
+            edited = was
+        elif self.recipe.in_place and not self.views.taken:  # its shape stays: the picture's own editor keeps it too
+            request = replace(self.about, mask=mask if mask.min() < 1 else None)
+            steps = min(self.method.steps, _PICTURE_STEPS)
+            edited = edit(was, self.prior, request, EditConfig(self.method, steps, self.config.seed)).image
+        else:
+            refine = Refine(**{**self.prior.editing.get("refine", {}), "start": start})
+            z, z_src = self.prior.encode(now), self.prior.encode(was)
+            cells = F.adaptive_avg_pool2d(mask, (z.shape[-2], z.shape[-1]))
+            draw = partial(self.prior.schedule.draw, z, torch.Generator().manual_seed(self.config.seed), 0.0, 1.0)
+            for _, made in refine(self.prior, z, z_src, cells, self.near_prompts, draw):
+                z = made
+            edited = self.prior.decode(z)
+            if self.recipe.grows:
+                mask = mask * self._shows(edited)
+                was = self.plates[view : view + 1]
+        soft = F.avg_pool2d(mask, 5, stride=1, padding=2, count_include_pad=False) * mask
         self.wanted[view] = torch.lerp(was, edited, soft)[0]
         self.features[view] = self.prior.encoder_features(self.wanted[view : view + 1])
         self.model_seconds += time.perf_counter() - begun
 
+    def _shows(self, edited: Tensor) -> Tensor:  # [1, 3, H, W] -> [1, 1, H, W] in 0..1
+        """Where the new words are in an edited view: what else was drawn there, a sky of its own, say, is not taken."""
+        prompts = self.near_prompts
+        if not prompts.tokens or prompts.mask_from != "target":
+            return torch.ones_like(edited[:, :1])
+        generator = torch.Generator().manual_seed(self.config.seed)
+        maps = attention(self.prior, edited, prompts.target, prompts.tokens, generator, (0.3, 0.5))
+        return ((sharpen(maps, edited) - 0.25) / 0.4).clamp(0, 1)
+
     # --- changing ---
 
-    def _likeness(self, image: Tensor, view: int) -> Tensor:
-        """L1 and the encoder's features, as LPIPS compares them."""
-        wanted = self.wanted[view : view + 1]
+    def _likeness(self, seen: Tensor, view: int) -> Tensor:
+        """L1 and the encoder's features, as LPIPS compares them; and where the edited view shows the background,
+        nothing should stand: |alpha - min(1, |wanted - background| / 0.15)|, lest what goes be painted over."""
+        wanted, image, alpha = self.wanted[view : view + 1], seen[:, :3], seen[:, 3:]
         loss = (image - wanted).abs().mean() / 0.1
+        if self.recipe.rates.logits > 0:
+            away = (wanted - self.background.view(1, 3, 1, 1)).abs().amax(1, keepdim=True)
+            mask = self.masks[view : view + 1] > 0.3
+            loss = loss + ((alpha - (away / 0.15).clamp(max=1)).abs() * mask).mean() / 0.1
         found = self.prior.encoder_features(image)
         for f, w in zip(found, self.features[view], strict=True):
             loss = loss + (F.normalize(f, dim=1) - F.normalize(w, dim=1)).square().sum(1).mean() / len(found)
@@ -458,10 +557,11 @@ class _Work:
             w <- (1 - p) w + p w_now        p: share of the run that is done; so too the views' masks
         """
         began = time.perf_counter()
-        if self.prompts.mask_from != "target":
+        prompts = self.near_prompts
+        if prompts.mask_from != "target" or not prompts.tokens:
             return
         now = pictures(views.whole(), self.near, self.background)
-        maps = attention(self.prior, now, self.prompts.target, self.prompts.tokens, self.generator)
+        maps = attention(self.prior, now, prompts.target, prompts.tokens, self.generator)
         maps = sharpen(maps, now)
         numerator, denominator = lifted(views.whole(), self.near, maps)
         own = slice(len(views.kept), None)
@@ -478,13 +578,13 @@ class _Work:
         threshold = float(push.quantile(0.97)) if len(push) else 0.0
         scales = views.own["log_scales"].exp().amax(1)
         rows = densify.densify(rows, push, threshold, float(scales.median()), self.generator)
-        clear = rows.parameters["logits"] < -4.0
-        huge = rows.parameters["log_scales"].amax(1) > torch.log(torch.tensor(0.35 * self.radius))
+        clear = rows.parameters["logits"] < _CLEAR
+        huge = rows.parameters["log_scales"].amax(1) > torch.log(torch.tensor(0.35 * self.radius).to(push))
         rows = densify.prune(rows, clear | huge)
         views.replace_rows(rows.parameters, rows.moments, rows.labels)
 
     def run(self) -> None:
-        if self.stopped:
+        if self.stopped or not self.steps:
             return
         assert self.views is not None
         views = self.views
@@ -495,7 +595,7 @@ class _Work:
 
         began = time.perf_counter()
         inside = self.model_seconds
-        run = distill(views, self.prior, self.prompts, self.method, self.steps, self.config.seed, on_step)
+        run = distill(views, self.prior, self.near_prompts, self.method, self.steps, self.config.seed, on_step)
         self.history, self.steps_done = run.history, run.steps_done
         self.stopped = run.stopped
         inside = self.model_seconds - inside
@@ -518,11 +618,10 @@ class _Work:
             )  # fmt: skip
         views = self.views
         assert self.place is not None
-        own = Scene(*(views.own[name].detach() for name in views.own))
-        parent = views.labels["parent"]
-        alive = torch.ones(len(own), dtype=torch.bool) if self.kind == "delete" else own.logits > -4.5
+        own, parent = views.rows(), views.labels["parent"]
+        alive = own.logits > (-torch.inf if self.kind == "delete" else _CLEAR)
         own, parent = own[alive], parent[alive]
-        order = torch.cat([self.kept_rows.nonzero()[:, 0], parent])
+        order = torch.cat([self.kept_rows.nonzero()[:, 0], parent]).cpu()
         whole = Scene.cat(self.scene[self.kept_rows], own)
         # The first child of a row stands in its place; others come at the end.
         first = torch.zeros(len(order), dtype=torch.bool)
@@ -532,7 +631,7 @@ class _Work:
             seen.add(row)
         key = torch.where(first, order, len(self.scene) + torch.arange(len(order)))
         sort = key.argsort(stable=True)
-        whole, order, first = whole[sort], order[sort], first[sort]
+        whole, order, first = whole[sort.to(whole.means.device)], order[sort], first[sort]
         extra = {name: _inherited(column, order.numpy()) for name, column in source.extra.items()}
         edited = replace(whole.splats(extra, source.comments), order=source.order)
         same = np.ones(len(order), dtype=bool)
@@ -585,13 +684,32 @@ class _Work:
         cover = torch.cat([self.scene.paint(moved, cameras[k]) for k in range(len(cameras))])
         count = int(self.kept_rows.sum())
         fresh = Scene.cat(self.scene[self.kept_rows], own)
-        ones = torch.cat([torch.zeros(count, 1), torch.ones(len(fresh) - count, 1)])
+        ones = torch.ones_like(fresh.logits)[:, None]
+        ones[:count] = 0
         cover = torch.maximum(cover, torch.cat([fresh.paint(ones, cameras[k]) for k in range(len(cameras))]))
         touched = (cover >= 1 / 255).float().permute(0, 3, 1, 2)
         if touched.all():
             return math.nan
         one = (x.transpose(0, 1).flatten(1, 2)[None] for x in (before, after, touched))  # all views as one picture
         return float(psnr(*one))
+
+
+def _near(scene: Scene, place: Place, host: Place, threshold: float) -> Place:
+    """What of a place is on a host or within half its radius of it, from the cameras that looked at the host."""
+    centre, radius = bounds(scene.means, torch.where(host.chosen(threshold), host.weight, 0.0))
+    middle, depth = project(centre[None], place.cameras)
+    reach = 1.5 * radius * place.cameras.Ks[:, 0, 0] / depth[:, 0].clamp(min=1e-6)
+    height, width = place.maps.shape[-2:]
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    x, y = x.to(middle), y.to(middle)
+    away = ((x - middle[:, 0, 0, None, None]) ** 2 + (y - middle[:, 0, 1, None, None]) ** 2).sqrt()
+    inside = (away <= reach[:, None, None]).float()[:, None]
+    maps = place.maps * inside
+    maps = maps / maps.amax().clamp(min=1e-6)
+    numerator, denominator = lifted(scene, place.cameras, maps)
+    near = (scene.means - centre).norm(dim=1) <= 1.5 * radius
+    weight = torch.where(near & (denominator > SEEN), numerator / denominator.clamp(min=1e-6), 0.0)
+    return replace(place, weight=weight, maps=maps)
 
 
 def _inherited(column: np.ndarray, parent: np.ndarray) -> np.ndarray:

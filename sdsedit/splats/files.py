@@ -48,7 +48,8 @@ def photographs(
     device: torch.device | str = "cpu",
 ) -> np.ndarray:  # [V, H, W, 3] uint8
     """What the cameras see of a scene."""
-    seen = pictures(Scene.of(splats, device), cameras.to(device), torch.tensor(tuple(background), device=device))
+    behind = torch.tensor(tuple(background), dtype=torch.float32, device=device)
+    seen = pictures(Scene.of(splats, device), cameras.to(device), behind)
     return np.stack([to_array(each[None]) for each in seen])
 
 
@@ -120,9 +121,13 @@ def before_and_after(
     threshold: float,
     cameras: Cameras,
     background: Sequence[float] = WHITE,
+    side: int = SHEET_SIDE,
     device: torch.device | str = "cpu",
 ) -> np.ndarray:  # [H, W, 3] uint8
-    """A row of views before, one of the weights, one after; a column for each camera."""
+    """A row of views before, one of the weights, one after; a column for each camera. A view's longer side has `side`
+    pixels."""
+    scale = side / max(cameras.width, cameras.height)
+    cameras = cameras.resized(max(round(cameras.width * scale), 1), max(round(cameras.height * scale), 1))
     rows = [
         photographs(before, cameras, background, device),
         heat(before, weight, threshold, cameras, background, device),

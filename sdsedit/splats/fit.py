@@ -111,7 +111,7 @@ def fit(
     rows = Rows(rows.parameters, {n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in rows.parameters.items()})
     extent = _extent(cameras)
     push, seen = torch.zeros(len(rows), device=device), torch.zeros(len(rows), device=device)
-    window = _window(device)
+    blur = window(cameras.height, device), window(cameras.width, device)
     order: list[int] = []
     for step in range(config.steps):
         if not order:  # every picture once, in a new order each time round
@@ -130,7 +130,7 @@ def fit(
         image = seen_now.image[0]
         loss = (1 - config.ssim) * (image - target).abs().mean()
         if config.ssim > 0:
-            loss = loss + config.ssim * (1 - ssim(image, target, window)) / 2
+            loss = loss + config.ssim * (1 - ssim(image, target, blur)) / 2
         if alpha is not None:
             loss = loss + config.alpha * (seen_now.alpha[0] - alpha[k]).abs().mean()
         gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
@@ -196,14 +196,13 @@ def from_points(
     opacity: float = 0.1,
 ) -> Splats:
     """Round Gaussians of degree 0 on points, each as wide as the way to its three nearest neighbours (3DGS' start)."""
-    from cv2 import flann_Index
+    from scipy.spatial import cKDTree
 
     count = len(points)
     points = np.ascontiguousarray(points, np.float32)
     if count > 1:
-        near = min(4, count)
-        _, squared = flann_Index(points, {"algorithm": 4}).knnSearch(points, near, params={})
-        spacing = np.sqrt(np.maximum(squared[:, 1:].mean(1), 1e-12))
+        apart, _ = cKDTree(points).query(points, min(4, count))
+        spacing = np.sqrt(np.maximum(np.square(apart[:, 1:]).mean(1), 1e-12))
     else:
         spacing = np.full(1, 0.1)
     return Splats(
@@ -219,29 +218,30 @@ def from_points(
 def ssim(
     a: Tensor,  # [H, W, 3] in 0..1
     b: Tensor,  # [H, W, 3] in 0..1
-    window: Tensor | None = None,  # [11], sums to 1
+    blur: tuple[Tensor, Tensor] | None = None,  # [H, H] and [W, W], `window`s of the sides
 ) -> Tensor:  # 0-dim
     """Structural similarity, Wang et al., IEEE Trans. Image Processing 2004, with its 11 x 11 Gaussian window of 1.5
     pixels and zeros beyond the edge, as 3DGS uses it:
 
         (2 mu_a mu_b + C1) (2 cov_ab + C2) / ((mu_a^2 + mu_b^2 + C1) (var_a + var_b + C2))    C1 = .01^2, C2 = .03^2
+
+    The means are products with banded matrices, which on a CPU take a tenth of the time of a convolution.
     """
-    window = _window(a.device) if window is None else window
+    down, across = (window(side, a.device) for side in a.shape[:2]) if blur is None else blur
     x, y = a.permute(2, 0, 1), b.permute(2, 0, 1)
-    stack = torch.cat([x, y, x * x, y * y, x * y])[:, None]  # [15, 1, H, W]
-    stack = F.conv2d(stack, window.view(1, 1, 11, 1), padding=(5, 0))
-    stack = F.conv2d(stack, window.view(1, 1, 1, 11), padding=(0, 5))
-    mu_a, mu_b, aa, bb, ab = stack[:, 0].unflatten(0, (5, 3))
-    covariance = ab - mu_a * mu_b
-    variances = aa - mu_a * mu_a + bb - mu_b * mu_b
-    top = (2 * mu_a * mu_b + 1e-4) * (2 * covariance + 9e-4)
-    return (top / ((mu_a * mu_a + mu_b * mu_b + 1e-4) * (variances + 9e-4))).mean()
+    stack = torch.cat([x, y, x * x + y * y, x * y])  # [12, H, W]
+    mu_a, mu_b, squares, product = (down @ (stack @ across)).unflatten(0, (4, 3))
+    both = mu_a * mu_b
+    sizes = mu_a * mu_a + mu_b * mu_b
+    return ((2 * both + 1e-4) * (2 * (product - both) + 9e-4) / ((sizes + 1e-4) * (squares - sizes + 9e-4))).mean()
 
 
-def _window(device: torch.device) -> Tensor:
-    x = torch.arange(11, device=device) - 5.0
-    weights = (-x * x / (2 * 1.5**2)).exp()
-    return weights / weights.sum()
+def window(side: int, device: torch.device) -> Tensor:  # [side, side], symmetric
+    """Row i holds SSIM's weights of the pixels around pixel i."""
+    x = torch.arange(side, device=device)
+    apart = (x[:, None] - x[None]).abs()
+    weights = (-(torch.arange(-5, 6) ** 2) / (2 * 1.5**2)).exp().sum()
+    return torch.where(apart <= 5, (-(apart**2) / (2 * 1.5**2)).exp() / weights, 0)
 
 
 def _adam(rows: Rows, gradients: dict[str, Tensor], rates: dict[str, Tensor | float], step: int) -> Rows:

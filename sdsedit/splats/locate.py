@@ -122,14 +122,14 @@ def smooth(
     K_ij = exp(-d_ij^2 / 2), with d the distance in a space where one unit is the usual gap between neighbours in place
     and `colour` in rgb. Unseen Gaussians (c = 0) take what their neighbours have.
     """
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     place = scene.means.detach().double().cpu()
-    near, _ = cKDTree(place.numpy()).query(place.numpy(), k=min(5, len(place)))
+    near, _ = KDTree(place.numpy()).query(place.numpy(), k=min(5, len(place)))
     gap = float(torch.from_numpy(near[:, -1]).median()) if len(place) > 1 else 1.0
     rgb = 0.5 + 0.28209479177387814 * scene.sh[:, 0].detach().double().cpu()
     space = torch.cat([place / max(2 * gap, 1e-12), rgb.clamp(0, 1) / colour], dim=1).numpy()
-    distance, index = cKDTree(space).query(space, k=min(neighbours, len(space)))
+    distance, index = KDTree(space).query(space, k=min(neighbours, len(space)))
     kernel = torch.from_numpy(distance).float().square().mul(-0.5).exp().reshape(len(space), -1)
     index = torch.from_numpy(index).reshape(len(space), -1)
     kernel = kernel * confidence.cpu().clamp(max=4.0)[index]

@@ -106,65 +106,92 @@ def fill(
     kept: Scene,
     gone: Scene,
     generator: torch.Generator,
-    reach: float = 0.12,  # of the removed part's size: how far from it its neighbours lie
-) -> tuple[Scene, Tensor]:  # the new Gaussians, and [N] bool: the neighbours they are copies of
-    """Close the hole under something that was taken away, with copies of what lies around it.
+    reach: float = 0.12,  # of the removed part's size: how far from it lies what it touched
+    shadow: float = 0.7,  # of that size: how far its shadow falls
+) -> tuple[Scene, Tensor, Tensor]:  # the new Gaussians; [N] bool, the kept ones that lay in its shadow; their sh
+    """Close the hole under something that was taken away with copies of what lies around it, and take its shadow away.
 
-    What touched it (kept Gaussians within `reach` of removed ones) gives a plane, by its principal axes. Its footprint
-    is where removed Gaussians near the plane fall on it and few kept ones do; every cell of the footprint gets a copy
-    of a neighbour, moved within the plane, so that colour, grain and flatness are the surroundings'.
+    What touched it (kept Gaussians within `reach` of removed ones) gives a plane, by its principal axes. The footprint
+    is where removed Gaussians fall on it and few kept ones do: every cell there gets a copy of a Gaussian from beyond
+    the shadow, moved within the plane, so that grain and flatness are the surroundings'. Then the mean colour around
+    each Gaussian in the footprint and the shadow is replaced by what the ring beyond it says,
+
+        c_i <- c_i + f_i (ring_i - mean_i)
+
+    with mean_i over its neighbours (48, then 12), ring_i over the ring with weights 1 / distance^2, and f_i from 1
+    in the footprint to 0 where the shadow ends; what is finer than a neighbourhood stays.
     """
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
-    size = float((gone.means - gone.means.median(0).values).norm(dim=1).quantile(0.9))
-    reach = max(reach * size, 3 * _spacing(kept.means))  # a sparse floor is near too
-    away, _ = cKDTree(gone.means.cpu().numpy()).query(kept.means.cpu().numpy(), distance_upper_bound=reach)
-    solid = kept.logits > 0  # opacity above one half
-    touching = torch.from_numpy(away < reach).to(kept.means.device) & solid
-    none = Scene(*(getattr(kept, name)[:0] for name in ("means", "quats", "log_scales", "logits", "sh")))
+    nothing = kept[torch.zeros(0, dtype=torch.long)], torch.zeros(len(kept), dtype=torch.bool), kept.sh[:0]
+    where, removed = kept.means.detach().cpu(), gone.means.detach().cpu()
+    solid = kept.logits.detach().cpu() > 0  # opacity above one half
+    size = float((removed - removed.median(0).values).norm(dim=1).quantile(0.9))
+    near = max(reach * size, 3 * _spacing(where))  # a sparse floor is near too
+    away, _ = KDTree(removed.numpy()).query(where.numpy(), distance_upper_bound=near)
+    touching = torch.from_numpy(away < near) & solid
     if int(touching.sum()) < 12:
-        return none, torch.zeros_like(touching)
-    ring = kept.means[touching]
-    middle = ring.median(0).values
-    axes = torch.linalg.svd(ring - middle, full_matrices=False).Vh  # rows: along, along, across
-    across = axes[2]
-    thickness = max(float(((ring - middle) @ across).abs().quantile(0.8)), 1e-6)
-    flat = axes[:2]
+        return nothing
+    middle, axes, off = _plane(where[touching])
+    for _ in range(2):  # without what else it touched
+        middle, axes, off = _plane(where[touching][off <= 2.5 * off.median().clamp(min=1e-6)])
+        off = ((where[touching] - middle) @ axes[2]).abs()
+    flat, across = axes[:2], axes[2]
+    thickness = max(float(off.median()) * 2, 0.02 * size)
 
-    def on_plane(means: Tensor) -> Tensor:
+    def on_plane(means: Tensor) -> Tensor:  # [M, 3] -> [M, 2]
         return (means - middle) @ flat.T
 
-    near = ((kept.means - middle) @ across).abs() <= 3 * thickness
-    span = on_plane(ring)
-    low, high = span.min(0).values, span.max(0).values
-    around = near & solid & ((on_plane(kept.means) >= low) & (on_plane(kept.means) <= high)).all(1)
-    donors = around.nonzero()[:, 0]
+    level = (((where - middle) @ across).abs() <= 2.5 * thickness) & solid
+    under = KDTree(on_plane(removed).numpy())
+    distance = torch.full((len(where),), torch.inf)
+    distance[level] = torch.from_numpy(under.query(on_plane(where[level]).numpy())[0]).float()
+    shaded = distance < shadow * size
+    beyond = (distance >= shadow * size) & (distance < 2 * shadow * size)
+    donors = (beyond if int(beyond.sum()) >= 12 else level).nonzero()[:, 0]
     if len(donors) < 12:
-        return none, torch.zeros_like(touching)
-    gap = _spacing(on_plane(kept.means[donors]))
+        return nothing
+    ground = on_plane(where[level])
+    gap = _spacing(ground)
+    low, high = on_plane(removed).min(0).values, on_plane(removed).max(0).values
     count = ((high - low) / gap).ceil().long().clamp(min=1, max=400)
-    cells = torch.cartesian_prod(*(torch.arange(int(n), device=low.device) for n in count)).view(-1, 2)
-    places = low + (cells + 0.5) * gap
-    taken, _ = cKDTree(on_plane(kept.means[donors]).cpu().numpy()).query(places.cpu().numpy(), k=1)
-    under, _ = cKDTree(on_plane(gone.means).cpu().numpy()).query(places.cpu().numpy(), k=1)
-    empty = torch.from_numpy((taken > 0.9 * gap) & (under < 4 * gap)).to(low.device)
-    places = places[empty]
-    if not len(places):
-        return none, torch.zeros_like(touching)
-    _, nearest = cKDTree(on_plane(kept.means[donors]).cpu().numpy()).query(places.cpu().numpy(), k=min(24, len(donors)))
-    nearest = torch.from_numpy(nearest).reshape(len(places), -1)
-    pick = torch.randint(nearest.shape[1], (len(places), 1), generator=generator)
-    source = donors[nearest.gather(1, pick)[:, 0].to(donors.device)]
-    copies = kept[source]
-    offset = (copies.means - middle) @ across
-    means = middle + places @ flat + offset[:, None] * across
-    ring_rows = torch.zeros_like(touching)
-    ring_rows[donors] = True
-    return Scene(means, copies.quats, copies.log_scales, copies.logits, copies.sh), ring_rows
+    places = low + (torch.cartesian_prod(*(torch.arange(int(n)) for n in count)).view(-1, 2) + 0.5) * gap
+    taken = torch.from_numpy(KDTree(ground.numpy()).query(places.numpy())[0])
+    below = torch.from_numpy(under.query(places.numpy())[0])
+    places = places[(taken > 0.9 * gap) & (below < 3 * gap)]
+    source = donors[torch.randint(len(donors), (len(places),), generator=generator)]
+    copies = kept[source.to(kept.means.device)]
+    offset = ((where[source] - middle) @ across)[:, None] * across
+    means = (middle + places @ flat + offset).to(kept.means)
+    new = Scene(means, copies.quats, copies.log_scales, copies.logits, copies.sh.clone())
+    if not shaded.any() and not len(new):
+        return nothing
+
+    here = torch.cat([on_plane(where[shaded]), places])
+    sh = torch.cat([kept.sh.detach().cpu()[shaded], copies.sh.detach().cpu()]).clone()
+    far, index = KDTree(on_plane(where[donors]).numpy()).query(here.numpy(), k=min(64, len(donors)))
+    weight = 1 / torch.from_numpy(far).float().reshape(len(here), -1).clamp(min=gap).square()
+    colours = kept.sh.detach().cpu()[donors, 0][torch.from_numpy(index).reshape(len(here), -1)]
+    wanted = (weight[..., None] * colours).sum(1) / weight.sum(1, keepdim=True)
+    depth = torch.cat([distance[shaded], torch.zeros(len(places))]) / (shadow * size)
+    fade = (1 - depth.clamp(0, 1)).sqrt()[:, None]
+    for neighbours in (48, 12):
+        _, index = KDTree(here.numpy()).query(here.numpy(), k=min(neighbours, len(here)))
+        sh[:, 0] += fade * (wanted - sh[:, 0][torch.from_numpy(index).reshape(len(here), -1)].mean(1))
+    sh = sh.to(kept.sh)
+    new = Scene(new.means, new.quats, new.log_scales, new.logits, sh[int(shaded.sum()) :])
+    return new, shaded.to(kept.means.device), sh[: int(shaded.sum())]
+
+
+def _plane(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # [M, 3] -> [3], [3, 3], [M]
+    """Median, principal axes (rows: along, along, across), and how far each point is off the plane."""
+    middle = points.median(0).values
+    axes = torch.linalg.svd(points - middle, full_matrices=False).Vh
+    return middle, axes, ((points - middle) @ axes[2]).abs()
 
 
 def _spacing(points: Tensor) -> float:  # [M, D] -> the usual distance to the nearest other
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
-    near, _ = cKDTree(points.cpu().numpy()).query(points.cpu().numpy(), k=2)
+    near, _ = KDTree(points.cpu().numpy()).query(points.cpu().numpy(), k=2)
     return max(float(torch.from_numpy(near[:, 1]).median()), 1e-6)

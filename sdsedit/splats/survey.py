@@ -115,7 +115,7 @@ def check_cameras(splats: Splats, cameras: Cameras) -> None:
     seeing = int((seen(splats, cameras) >= SEEN).sum())
     if seeing < MIN_CAMERAS:
         what = "The cameras see nothing of the scene" if not seeing else f"Only {seeing} cameras see the scene"
-        raise InputRefused(f"{what}: are they of another scene, or in other axes or units?")
+        raise InputRefused(f"{what}: they are of another scene, or in other axes or units.")
 
 
 def seen(splats: Splats, cameras: Cameras) -> np.ndarray:  # [V] in 0..1

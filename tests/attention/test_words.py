@@ -7,7 +7,7 @@ import json
 import pytest
 from transformers import CLIPTokenizer
 
-from sdsedit.attention.words import changed_words, find_words, removed_words
+from sdsedit.attention.words import changed_words, clause, find_words, removed_words
 from sdsedit.prior.base import Tokens
 
 # Whole-word merges for some words only: "teddy", "crowns" and others split into several tokens.
@@ -163,6 +163,10 @@ def test_removed_words_index_the_source(tokenize):
     assert words.tokens == (5,)
     assert removed_words(tokenize, "a cat", "a cat with a hat").text == ()
     assert "no source prompt" in removed_words(tokenize, None, "a cat").note
+    three = "an apple, a pear and a cup on a table"  # a word that only moves is not taken out
+    assert removed_words(tokenize, three, "an apple and a pear on a table").text == ("cup",)
+    assert changed_words(tokenize, three, "an apple and a pear on a table").text == ()
+    assert changed_words(tokenize, "a cat and a dog", "a dog and a cat").text != ()
     swapped = changed_words(tokenize, "a cat and a dog", source)
     assert (swapped.text, swapped.tokens) == (words.text, words.tokens)
 
@@ -201,3 +205,24 @@ def test_only_what_the_model_reads_counts(tokenize):
 
 def test_a_huge_prompt_is_quick(tokenize):
     assert changed_words(tokenize, "a " * 50_000, "a cat " * 20_000).text[0] == "cat"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "word", "expected"),
+    [
+        (
+            "an apple wearing a crown, a pear and a cup on a wooden table",
+            "crown",
+            "an apple wearing a crown on a wooden table",
+        ),
+        ("an apple, a pear and a cup on a wooden table", "cup", "a cup on a wooden table"),
+        ("a cat on grass", "cat", "a cat on grass"),
+        ("a cat and a dog", "dog", "a dog"),
+        ("a snowman wearing a top hat and a balloon on snow", "snow", "a balloon on snow"),
+        ("a cat; a dog, and an owl", "owl", "an owl"),
+    ],
+)
+def test_a_clause_says_what_a_prompt_says_of_a_word_and_of_the_place(prompt: str, word: str, expected: str):
+    start = prompt.rindex(word)
+    assert clause(prompt, [(start, start + len(word))]) == expected
+    assert clause(prompt, []) == prompt

@@ -15,8 +15,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sdsedit.camera import orbit
 from sdsedit.errors import InputRefused
-from sdsedit.io.record import check_outputs, dump, model_revision, output_names, read_recipe, versions, write_all
+from sdsedit.io.record import (
+    cameras_record,
+    check_outputs,
+    dump,
+    model_revision,
+    output_names,
+    read_recipe,
+    scene_names,
+    splats_request,
+    versions,
+    with_recipe,
+    write_all,
+)
+from sdsedit.io.splats import read, write
+from tests.little_scene import little_scene
 
 
 def names_in(folder: Path) -> list[str]:
@@ -189,3 +204,96 @@ def test_the_revision_of_a_folder_is_its_content(tmp_path: Path):
     a, same, other = folder("a", b"1"), folder("b", b"1"), folder("c", b"2")
     assert model_revision(a) == model_revision(same) != model_revision(other)
     assert model_revision("nobody/nothing") is None
+
+
+# ---- scenes
+
+
+def test_names_of_a_scene_and_of_what_lies_beside_it():
+    pictures = {"mask": Path("out/m.png"), "orbit": Path("out/film.MP4")}
+    names = scene_names(Path("out/a.compressed.ply"), True, True, pictures)
+    assert {what: str(path) for what, path in names.items()} == {
+        "scene": "out/a.compressed.ply", "recipe": "out/a.compressed.ply.json",
+        "preview": "out/a.compressed.ply.preview.png", "mask": "out/m.png", "orbit": "out/film.MP4",
+    }  # fmt: skip
+    assert list(scene_names(Path("a.splat"), False)) == ["scene"]
+    for name in ("a.obj", "a", "a.ply.gz"):
+        with pytest.raises(InputRefused, match=r"must end in \.ply, \.compressed\.ply, \.spz or \.splat"):
+            scene_names(Path(name), True)
+    for what, name in (("mask", "m.jpg"), ("orbit", "film.avi")):
+        with pytest.raises(InputRefused, match=f"^The {what} {name} must end in"):
+            scene_names(Path("a.ply"), True, False, {what: Path(name)})
+    with pytest.raises(InputRefused, match=r"^The png would be written over m\.png"):
+        scene_names(Path("a.ply"), True, False, {"mask": Path("m.png"), "png": Path("m.png")})
+
+
+def test_a_recipe_in_a_scene(tmp_path: Path):
+    """One line, whatever is in it; an older recipe goes, other comments stay; arrays keep their bits."""
+    scene = little_scene()
+    recipe = {"schema": 1, "kind": "splats", "target": "two\nlines, \u202e and caf\u00e9"}
+    first = with_recipe(scene, {"schema": 1, "kind": "splats", "target": "older"})
+    write(tmp_path / "a.ply", with_recipe(first, recipe))
+    again = read(tmp_path / "a.ply")
+    assert again.comments[0] == "a ball on grass" and len(again.comments) == 2
+    assert read_recipe(tmp_path / "a.ply") == recipe
+    assert (tmp_path / "a.ply").read_bytes().partition(b"end_header")[0].isascii()
+    assert (again.means == scene.means).all() and (again.sh == scene.sh).all()
+    assert with_recipe(again, None).comments == scene.comments
+    write(tmp_path / "a.ply", scene)
+    (tmp_path / "a.json").write_text(dump({"schema": 1, "of": "a.png"}))
+    with pytest.raises(InputRefused, match=r"^a\.ply carries no recipe"):
+        read_recipe(tmp_path / "a.ply")
+    (tmp_path / "a.ply.json").write_text(dump(recipe))
+    assert read_recipe(tmp_path / "a.ply") == read_recipe(tmp_path / "a.ply.json") == recipe
+
+
+@pytest.mark.parametrize("line", [b"{", b"{} []", b'{"a": NaN}', b"\xff", b"[" * 9000, b'"text"'])
+def test_a_damaged_recipe_in_a_scene(tmp_path: Path, line: bytes):
+    write(tmp_path / "a.ply", with_recipe(little_scene(), {"schema": 1}))
+    whole = (tmp_path / "a.ply").read_bytes()
+    (tmp_path / "a.ply").write_bytes(whole.replace(b'sdsedit {"schema":1}', b"sdsedit {" + line))
+    with pytest.raises(InputRefused, match=r"^The recipe of a\.ply is damaged\.$"):
+        read_recipe(tmp_path / "a.ply")
+
+
+def test_what_a_recipe_says_of_cameras():
+    cameras = orbit((0, 0, 0), 3.0, 15.0, 4, 64, 48)
+    said = cameras_record(cameras, "cams.json")
+    assert said["name"] == "cams.json" and said["count"] == 4
+    assert said == cameras_record(cameras.resized(64, 48), "cams.json")
+    others = (cameras[:3], cameras[[1, 0, 2, 3]], cameras.resized(32, 24))
+    assert len({said["sha256"], *(cameras_record(each, "")["sha256"] for each in others)}) == 4
+
+
+SETTINGS = {
+    "kind": "add", "steps": None, "seed": 3, "views": 8, "threshold": 0.4, "distillation": 1, "added": 9,
+    "background": [0, 0.5, 1], "up": [0, 0, 1], "size": 64,
+}  # fmt: skip
+SCENE = {
+    "target": "a cat", "source": None, "negative": "", "words": ["cat"], "method": {"name": "dds"},
+    "settings": SETTINGS,
+}  # fmt: skip
+
+
+def test_a_request_out_of_a_recipe():
+    from sdsedit.guidance import METHODS
+    from sdsedit.splats.change import SplatConfig
+
+    request, config = splats_request(SCENE)
+    assert request.target == "a cat" and request.words == ("cat",) and request.mask is None
+    assert config == SplatConfig(
+        kind="add", method=METHODS["dds"](), seed=3, views=8, threshold=0.4, distillation=1, added=9,
+        background=(0.0, 0.5, 1.0), up=(0.0, 0.0, 1.0), size=64,
+    )  # fmt: skip
+    assert all(isinstance(value, float) for value in config.background + config.up)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(sorted(SETTINGS)), st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists))
+def test_any_setting_of_a_scene_is_taken_or_refused(name: str, value: object):
+    from sdsedit.splats.change import check
+
+    try:
+        check(*splats_request({**SCENE, "settings": {**SETTINGS, name: value}}))
+    except InputRefused as refusal:
+        assert name in str(refusal)

@@ -99,14 +99,14 @@ def test_a_hole_in_a_floor_is_closed_with_copies_of_the_floor():
         for r, y in ((0.34, -0.02), (0.2, -0.02), (0.3, -0.3))
     ]
     gone = gaussians(torch.cat(rim), torch.tensor([0.9, 0.1, 0.1]), 0.1)
-    new, ring = fill(kept, gone, torch.Generator().manual_seed(0))
-    assert len(new) > 20 and ring.any()
+    new, shaded, _ = fill(kept, gone, torch.Generator().manual_seed(0))
+    assert len(new) > 20 and shaded.any()
     flat = new.means[:, [0, 2]].norm(dim=1)
     assert flat.max() < 0.5  # only where the hole is
     assert new.means[:, 1].abs().max() < 0.02  # level with the floor
     colours = 0.5 + Y0 * new.sh[:, 0]
     torch.testing.assert_close(colours, torch.tensor([0.5, 0.3, 0.2]).expand_as(colours), rtol=0, atol=1e-5)
-    again, _ = fill(kept, gone, torch.Generator().manual_seed(0))
+    again, *_ = fill(kept, gone, torch.Generator().manual_seed(0))
     assert torch.equal(new.means, again.means)
     above = orbit((0.0, 0.0, 0.0), 3.0, 80.0, 1, SIZE, SIZE)
     before, after = (
@@ -120,5 +120,27 @@ def test_what_touches_nothing_leaves_no_hole():
     gone = gaussians(
         torch.randn(100, 3, generator=torch.Generator().manual_seed(0)) * 0.1 - torch.tensor([0, 3.0, 0]), torch.ones(3)
     )
-    new, ring = fill(kept, gone, torch.Generator().manual_seed(0))
-    assert not len(new) and not ring.any()
+    new, shaded, lit = fill(kept, gone, torch.Generator().manual_seed(0))
+    assert not len(new) and not shaded.any() and not len(lit)
+
+
+def test_a_shadow_goes_with_what_cast_it_and_the_grain_stays():
+    kept = floor(side=41)
+    away = kept.means[:, [0, 2]].norm(dim=1)
+    dark = (1 - away / 0.6).clamp(min=0)[:, None] * 0.3
+    grain = 0.03 * torch.randn(len(kept), 1, generator=torch.Generator().manual_seed(1))
+    kept.sh[:, 0] -= (dark + grain) / Y0
+    kept.sh[away < 0.001] -= 0
+    low = torch.randn(200, 3, generator=torch.Generator().manual_seed(2))
+    low = 0.3 * low / low.norm(dim=1, keepdim=True)
+    gone = gaussians(low - torch.tensor([0, 0.32, 0]), torch.tensor([0.9, 0.1, 0.1]), 0.1)
+    _, shaded, lit = fill(kept, gone, torch.Generator().manual_seed(0))
+    inner = (away < 0.25) & shaded
+    sh = kept.sh.clone()
+    sh[shaded] = lit
+    level = 0.5 + Y0 * sh[:, 0]
+    outer = level[away > 0.8].mean(0)
+    assert (0.5 + Y0 * kept.sh[inner, 0]).mean(0).sub(outer).abs().max() > 0.15
+    torch.testing.assert_close(level[inner].mean(0), outer, rtol=0, atol=0.04)
+    assert level[inner].std(0).min() > 0.01
+    assert torch.equal(sh[~shaded], kept.sh[~shaded])

@@ -53,8 +53,10 @@ def render(
     if backend == "auto":
         backend = _face(means)
         if backend == "cpu" and means.is_cuda:
-            copies = (x.cpu() for x in (means, quats, scales, opacities, features, viewmats, Ks))
-            there = render(*copies, width, height, background.cpu(), backend="auto")
+            m, q, s, o, f, w, k, b = (
+                x.cpu() for x in (means, quats, scales, opacities, features, viewmats, Ks, background)
+            )
+            there = render(m, q, s, o, f, w, k, width, height, b, "cpu")
             return Rendered(*(x.to(means.device) for x in (there.image, there.alpha, there.depth)))
     if backend == "cpu":
         from sdsedit.render.splats import cpu as face
@@ -92,13 +94,13 @@ def lift(
         raise ValueError(f"maps must have the shape [{views}, {height}, {width}, M]; got {list(maps.shape)}.")
     if maps.dtype != means.dtype or maps.device != means.device:
         raise ValueError("maps must have the dtype and the device of means.")
-    scene = [x.detach() for x in (means, quats, scales, opacities)]
+    m, q, s, o = (x.detach() for x in (means, quats, scales, opacities))
     total = means.new_zeros(len(means), maps.shape[3] + 1)
     for view in range(views):  # one at a time: memory is that of one picture
         with torch.enable_grad():
             features = torch.zeros_like(total, requires_grad=True)
             one = slice(view, view + 1)
-            seen = render(*scene, features, viewmats[one], Ks[one], width, height, backend=backend)
+            seen = render(m, q, s, o, features, viewmats[one], Ks[one], width, height, None, backend)
             ones = torch.ones_like(maps[one, ..., :1])
             (of_view,) = torch.autograd.grad(seen.image, features, torch.cat([maps[one].detach(), ones], dim=-1))
         total += of_view
@@ -155,6 +157,8 @@ _warned = False
 
 def _face(means: Tensor) -> Literal["reference", "cpu", "cuda"]:
     global _warned
+    if means.dtype != torch.float32:
+        return "reference"
     if means.is_cuda:
         from sdsedit.render.splats import cuda
 
@@ -165,7 +169,7 @@ def _face(means: Tensor) -> Literal["reference", "cpu", "cuda"]:
             warnings.warn(f"{fault} Splats are drawn on the CPU.", stacklevel=3)
             _warned = True
         return "cpu"
-    return "cpu" if means.device.type == "cpu" and means.dtype == torch.float32 else "reference"
+    return "cpu" if means.device.type == "cpu" else "reference"
 
 
 def _check(
@@ -205,7 +209,7 @@ def _check(
     elif background.dim() == 1:
         background = background.expand(views, -1)
     of_features = (views, count, channels) if features.dim() == 3 else (count, channels)
-    for name, tensor, shape in (
+    expected: tuple[tuple[str, Tensor, tuple[int, ...]], ...] = (
         ("means", means, (count, 3)),
         ("quats", quats, (count, 4)),
         ("scales", scales, (count, 3)),
@@ -214,7 +218,8 @@ def _check(
         ("viewmats", viewmats, (views, 4, 4)),
         ("Ks", Ks, (views, 3, 3)),
         ("background", background, (views, channels)),
-    ):
+    )
+    for name, tensor, shape in expected:
         if tensor.shape != shape:
             raise ValueError(f"{name} must have the shape {list(shape)}; got {list(tensor.shape)}.")
         if tensor.dtype != means.dtype or tensor.device != means.device:

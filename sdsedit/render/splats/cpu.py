@@ -13,8 +13,8 @@ is 16 x 16 pixels:
     strip    8 columns of a tile: a row of it fills a vector register, and a Gaussian takes the rows that it reaches
 
 `_painter` draws tiles. `_unpainter` walks each of them from the last Gaussian to the first: with G the gradient that
-comes in, a pixel's T_i follows from the T behind it by a division, and with R_i the sum of w_j G . f_j over all j behind
-i, the background included,
+comes in, a pixel's T_i follows from the T behind it by a division, and with R_i the sum of w_j G . f_j over all j
+behind i, the background included,
 
     d loss / d alpha_i = T_i G . f_i - R_i / (1 - alpha_i)
 
@@ -79,8 +79,8 @@ def render(
 
 
 class Plan(NamedTuple):
-    """The Gaussians as the cameras see them, and which of them each tile needs. A row is a Gaussian in a view; rows, and
-    tiles, of view v come after those of view v - 1."""
+    """The Gaussians as the cameras see them, and which of them each tile needs. A row is a Gaussian in a view; rows and
+    tiles of view v come after those of view v - 1."""
 
     records: np.ndarray  # float64 [V N, 8], anything where the Gaussian is not seen
     depths: np.ndarray  # float32 [V N], t_z
@@ -151,9 +151,8 @@ class _Render(torch.autograd.Function):
             lambda start, stop: _unproject(plan, start, stop, scene, *ctx.cameras, size, of_pairs, geometry, arrays),
         )
         of_background = torch.from_numpy(of_tiles.reshape(views, -1, channels).sum(1, dtype=np.float64)).float()
-        if not geometry:
-            gradients[:4] = [None] * 4
-        return *gradients, of_background, None, None, None, None
+        of_geometry = gradients[:4] if geometry else [None] * 4
+        return *of_geometry, gradients[4], of_background, None, None, None, None
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -213,7 +212,7 @@ def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., An
 FAST = {"reassoc", "contract", "arcp", "nsz", "afn"}
 
 
-# --- what the cameras see, by IEEE's rules: bounds are found twice and must come out the same --------------------------
+# --- what the cameras see, by IEEE's rules: bounds are found twice and must come out the same -------------------------
 
 
 def _plan(scene: tuple[np.ndarray, ...], cameras: tuple[np.ndarray, np.ndarray], width: int, height: int) -> Plan:
@@ -325,8 +324,8 @@ def _rows(r, size):
 def _columns(r, j, size):
     """The first tile of row j that a Gaussian reaches, and the one behind the last.
 
-    With dx = u / A + k dy, its right end in the line of pixels at dy lies at k dy + sqrt(reach^2 - v^2) / A, which grows
-    up to where the whole Gaussian has its right end and falls from there: in a row of tiles it is largest at the dy
+    With dx = u / A + k dy, its right end in the line of pixels at dy is k dy + sqrt(reach^2 - v^2) / A, which grows up
+    to where the whole Gaussian has its right end and falls from there: in a row of tiles it is largest at the dy
     nearest to that. The left end is minus the right end of -dy."""
     low, high = SIDE * j + 0.5 - r[MY], SIDE * j + SIDE - 0.5 - r[MY]
     if low <= -r[EY] and high >= r[EY]:
@@ -444,8 +443,8 @@ def _power(x):
 def _fetch(plan, begin, end, x, y, f, base, plain, numbers, bounds):
     """Copy what the tile with the corner (x, y) needs of its pairs begin..end - 1.
 
-    numbers: u and v in the tile's middle, A, B, C, l, features, depth. bounds: the first row and strip that each reaches,
-    and those behind the last. Row - base is the row of its features."""
+    numbers: u and v in the tile's middle, A, B, C, l, features, depth. bounds: the first row and strip that each
+    reaches, and those behind the last. Row - base is the row of its features."""
     for slot in range(begin, end):
         n, row = slot - begin, plan.row[slot]
         r = plan.records[row]
@@ -720,7 +719,7 @@ def _unproject(plan, start, stop, scene, viewmats, Ks, size, of_pairs, geometry,
                     f[c] += of[start_of_f + c]
                 else:
                     of_features[row, c] = of[start_of_f + c]
-            if not geometry or plan.first[row] == plan.first[row + 1]:
+            if not (geometry and of.any()):  # much of a scene lies behind the rest of it
                 continue
             r, m, k = plan.records[row], viewmats[view], Ks[view]
             tx, ty, tz, hx, hy, p, q, length, unit, rotation, a, b, c = _seen(i, scene, m, k, size)

@@ -1,4 +1,4 @@
-"""The splat renderer in plain PyTorch: every pixel looks at every Gaussian. Slow, differentiable by autograd, any dtype.
+"""The splat renderer in plain PyTorch: every pixel looks at every Gaussian. Slow, differentiable by autograd.
 
 This file says what the other faces must compute: 3D Gaussian splatting (Kerbl et al. 2023, arXiv:2308.04079), which is
 EWA splatting (Zwicker et al. 2001) sorted and alpha-blended, with the constants of gsplat (Ye et al. 2024,
@@ -18,8 +18,8 @@ pixel with the middle x, with d = x - m,
     alpha  = min(MOST, o exp(-d^T Sigma2^-1 d / 2))        nothing if below LEAST
     w_i    = alpha_i T_i      T_i = prod over j before i of (1 - alpha_j)
 
-in the order of t_z, rounded to float32, and of their numbers among equals. A pixel is finished before the first Gaussian
-that would bring T to END or less. image = sum_i w_i f_i + T background; alpha = sum_i w_i; depth = sum_i w_i t_z,i.
+in the order of t_z, rounded to float32, and of their numbers among equals. A pixel is finished before the Gaussian that
+would bring T to END or less. image = sum_i w_i f_i + T background; alpha = sum_i w_i; depth = sum_i w_i t_z,i.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def seen(
     width: int,
     height: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [n, H W], [n], [n]
-    """o exp(-d^T Sigma2^-1 d / 2) in every pixel of the n Gaussians before the camera, from the nearest to the farthest;
-    their t_z; which they are."""
+    """o exp(-d^T Sigma2^-1 d / 2) in every pixel of the n Gaussians before the camera, from the nearest to the
+    farthest; their t_z; which they are."""
     numbers = torch.cat([means, quats, scales, opacities[:, None]], dim=-1)
     good = numbers.isfinite().all(-1) & (quats != 0).any(-1)
     z = torch.where(good[:, None], means, 0) @ viewmat[2, :3] + viewmat[2, 3]

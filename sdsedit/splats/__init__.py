@@ -1,0 +1,1 @@
+"""Scenes of Gaussian splats: fitted to pictures, searched for words, edited by words."""
