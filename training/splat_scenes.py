@@ -52,9 +52,9 @@ WORLDS = {
 }
 SIZE = 192  # pixels, side of a view
 DISTANCE = 3.3  # world units, from the middle of the things to the cameras
-# Sides of the pictures that views are windows of, pixels. A splat is never less than a pixel wide on the screen (the
-# renderer's blur), so a scene that was fitted at one size is fat at smaller ones: it has to see them all.
-SIZES = (128, 320, 128, 480, 192, 320)
+# Sides of the pictures that views are windows of, pixels. On the screen a splat is never less than about a pixel wide
+# (the renderer's blur), so a scene is fat in smaller pictures than it was fitted to and a little soft in larger ones.
+SIZES = (256, 320, 448)
 FLAT = 0.12  # a Gaussian of the start is so thin, as a share of its width
 
 

@@ -124,12 +124,13 @@ class SceneViews:
         terms: Mapping[str, tuple[float, Term]] | None = None,  # name -> (weight, term)
         anchor: Anchor | None = None,
         masks: Tensor | None = None,  # [V, 1, H, W], where each view may change
+        between: int = 0,  # steps on the terms alone after each step of the method, each from another camera
         tend: Callable[[SceneViews], None] | None = None,  # called after every step
     ) -> None:
         self.kept, self.cameras, self.background, self.prior = kept, cameras, background, prior
         self.steps, self.rates, self.radius = steps, rates, radius
         self.distillation, self.terms, self.anchor = distillation, dict(terms or {}), anchor or Anchor()
-        self.masks, self.tend = masks, tend
+        self.masks, self.between, self.tend = masks, between, tend
         self.generator = generator
         self.own = {name: getattr(rows, name).detach().clone().requires_grad_() for name in NAMES}
         self.moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in self.own.items()}
@@ -171,7 +172,15 @@ class SceneViews:
 
     def render(self, index: int) -> View:
         self.index = index
-        if not self._order:  # every camera once, in a new order each time round
+        self._look()
+        with torch.enable_grad():
+            self._z = self.prior.encode(self._leaf[:, :3])
+        mask = None if self.masks is None else self._cells(self.masks[self.view : self.view + 1])
+        return View(self._z, self._z_src[self.view : self.view + 1], mask)
+
+    def _look(self) -> None:
+        """Draw the next camera's view: all once, in a new order each time round."""
+        if not self._order:
             self._order = torch.randperm(len(self.cameras), generator=self.generator).tolist()
         self.view = self._order.pop()
         with torch.enable_grad():
@@ -180,19 +189,27 @@ class SceneViews:
             self._image = torch.cat([drawn.image, drawn.alpha[..., None]], dim=-1).permute(0, 3, 1, 2)
             self.rendering_seconds += time.perf_counter() - started
             self._leaf = self._image.detach().requires_grad_()
-            self._z = self.prior.encode(self._leaf[:, :3])
-        mask = None if self.masks is None else self._cells(self.masks[self.view : self.view + 1])
-        return View(self._z, self._z_src[self.view : self.view + 1], mask)
 
     def _cells(self, mask: Tensor) -> Tensor:
         return torch.nn.functional.adaptive_max_pool2d(mask, (self._z.shape[-2], self._z.shape[-1]))
 
     def step(self, direction: Tensor) -> None:
+        self._follow(direction)
+        for _ in range(self.between if self.terms else 0):
+            self._look()
+            self._follow(None)
+        if self.tend:
+            self.tend(self)
+
+    def _follow(self, direction: Tensor | None) -> None:
+        """One step of the optimiser: the method's direction, if it is its turn, and every term."""
         with torch.enable_grad():
             gradients: dict[str, tuple[float, Tensor]] = {}
-            if self.distillation > 0:
+            if direction is not None and self.distillation > 0:
                 (g,) = torch.autograd.grad(self._z, self._leaf, direction)
-                gradients["distillation"] = (self.distillation, g)
+                # It says what there is to be, in a noise that never settles: the terms have the last word.
+                fade = 1 - 0.8 * self.index / max(self.steps - 1, 1) if self.terms else 1.0
+                gradients["distillation"] = (self.distillation * fade, g)
             for name, (weight, term) in self.terms.items():
                 loss = term(self._leaf, self.view)
                 if loss.requires_grad:
@@ -204,14 +221,13 @@ class SceneViews:
                 sound = norm.isfinite() & (norm > 0)
                 weights[name] = weight * sound
                 total = total + torch.where(sound, weight * g / norm.clamp(min=1e-12), 0.0)
-            whole = max(float(sum(weights.values())), 1e-12)
-            self.shares = {name: float(weight) / whole for name, weight in weights.items()}
+            if direction is not None:
+                whole = max(float(sum(weights.values())), 1e-12)
+                self.shares = {name: float(weight) / whole for name, weight in weights.items()}
             started = time.perf_counter()
             found = torch.autograd.grad(self._image, list(self.own.values()), total, allow_unused=True)
             self.rendering_seconds += time.perf_counter() - started
         self._descend({n: g for n, g in zip(self.own, found, strict=True) if g is not None})
-        if self.tend:
-            self.tend(self)
 
     @torch.no_grad()
     def _descend(self, gradients: Mapping[str, Tensor], betas: tuple[float, float] = (0.9, 0.99)) -> None:

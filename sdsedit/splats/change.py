@@ -45,7 +45,7 @@ from sdsedit.splats.locate import (
     locate,
     sharpen,
 )
-from sdsedit.splats.seed import coloured, fill, hull, project, seeds
+from sdsedit.splats.seed import coloured, fill, hull, project, seeds, whole, within
 from sdsedit.splats.survey import check_cameras, spread
 
 Kind = Literal["recolour", "restyle", "replace", "add", "delete"]
@@ -125,18 +125,19 @@ class _Recipe:
     in_place: bool = False  # its shape stays
 
 
+_BETWEEN = 2  # steps towards the edited views for each one of distillation
 _TOO_SMALL = 0.002  # share of a view: what is smaller there is not edited in it
-_CLEAR = -4.5  # logit of the opacity below which a Gaussian is dropped
+_CLEAR = -3.0  # logit of the opacity below which a Gaussian is dropped
 _PICTURE_STEPS = 30  # of the picture's editor, in each view
 _SHAPE = Rates()
 _COLOUR = Rates(means=0, quats=0, log_scales=0, logits=0)
 _RECIPES: dict[str, _Recipe] = {
-    "recolour": _Recipe(90, _COLOUR, (0.0, 0.5), in_place=True),
+    "recolour": _Recipe(60, _COLOUR, (0.0,), in_place=True),
     "restyle": _Recipe(
-        120, replace(_SHAPE, means=0.001, log_scales=0.004, quats=0.002, logits=0.0), (0.0, 0.5), in_place=True
+        80, replace(_SHAPE, means=0.001, log_scales=0.004, quats=0.002, logits=0.0), (0.0,), in_place=True
     ),
-    "replace": _Recipe(200, _SHAPE, (0.97, 0.7, 0.5), grows=True),
-    "add": _Recipe(200, _SHAPE, (0.97, 0.7, 0.5), grows=True),
+    "replace": _Recipe(150, _SHAPE, (0.98,), grows=True),
+    "add": _Recipe(150, _SHAPE, (0.98,), grows=True),
     "delete": _Recipe(0, _COLOUR, ()),
 }
 
@@ -393,6 +394,11 @@ class _Work:
         scene, config = self.scene, self.config
         assert self.place is not None
         chosen = self.place.chosen(config.threshold)
+        if self.kind != "add":
+            chosen = whole(scene, chosen)
+        if self.kind in ("delete", "replace"):  # what goes must go whole, its rim and its straw too
+            loose = self.place.chosen(0.7 * config.threshold)
+            chosen = whole(scene, chosen | (loose & within(scene, chosen)))
         self.touched = torch.zeros_like(chosen)
         new = Scene(*(getattr(scene, name)[:0] for name in ("means", "quats", "log_scales", "logits", "sh")))
         keep = ~chosen
@@ -401,7 +407,7 @@ class _Work:
             new = self._seeded(*bounds(scene.means, torch.where(chosen, self.place.weight, 0.0)))
             keep = torch.ones_like(chosen)
         elif self.kind == "delete":  # all is said by the neighbours: nothing is left for the model to draw
-            new, shaded, lit = fill(scene[keep], scene[chosen], self.generator)
+            new, shaded, lit = fill(scene[keep], scene[chosen], self.generator, config.up)
             self.touched[keep.nonzero()[:, 0][shaded]] = True
         # A view shows what changes and what it belongs to, as pictures of such things do.
         shown = chosen if self.host is None else chosen | self.host.chosen(config.threshold)
@@ -419,7 +425,7 @@ class _Work:
             weight[: int(moving.sum())] = self.place.weight[moving].clamp(min=0.25)
         parent = torch.full_like(own.logits, -1, dtype=torch.long)
         parent[: int(moving.sum())] = moving.nonzero()[:, 0]
-        self.near = closer(self.working, centre, radius, fill=0.65, up=config.up)
+        self.near = closer(self.working, centre, radius, fill=0.8, up=config.up)
         self.before = pictures(scene, self.near, self.background)
         self.radius = radius
         self.masks = self._masks(own, scene[self.kept_rows])
@@ -439,6 +445,7 @@ class _Work:
             distillation=config.distillation,
             terms={"edited views": (1 - config.distillation, self._likeness)},
             masks=self.masks,
+            between=_BETWEEN if config.distillation < 1 else 0,
             tend=self._tend,
         )
         self.wanted = self.before.clone()
@@ -622,7 +629,7 @@ class _Work:
         alive = own.logits > (-torch.inf if self.kind == "delete" else _CLEAR)
         own, parent = own[alive], parent[alive]
         order = torch.cat([self.kept_rows.nonzero()[:, 0], parent]).cpu()
-        whole = Scene.cat(self.scene[self.kept_rows], own)
+        edited_scene = Scene.cat(self.scene[self.kept_rows], own)
         # The first child of a row stands in its place; others come at the end.
         first = torch.zeros(len(order), dtype=torch.bool)
         seen: set[int] = set()
@@ -631,9 +638,9 @@ class _Work:
             seen.add(row)
         key = torch.where(first, order, len(self.scene) + torch.arange(len(order)))
         sort = key.argsort(stable=True)
-        whole, order, first = whole[sort.to(whole.means.device)], order[sort], first[sort]
+        edited_scene, order, first = edited_scene[sort.to(edited_scene.means.device)], order[sort], first[sort]
         extra = {name: _inherited(column, order.numpy()) for name, column in source.extra.items()}
-        edited = replace(whole.splats(extra, source.comments), order=source.order)
+        edited = replace(edited_scene.splats(extra, source.comments), order=source.order)
         same = np.ones(len(order), dtype=bool)
         outside = 0.0
         kept_rows = self.kept_rows.cpu().numpy()
@@ -659,7 +666,7 @@ class _Work:
             added=added,
             removed=int(len(source.means) - first.sum()),
             max_change_outside=outside,
-            background_psnr=self._background(whole, own),
+            background_psnr=self._background(edited_scene, own),
             cameras=self.cameras,
             measured=tuple(self.measured),
             words=words,

@@ -4,6 +4,7 @@ was taken away."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -65,9 +66,9 @@ def seeds(
     count: int,
     coefficients: int,  # K of the scene's spherical harmonics
     generator: torch.Generator,
-    opacity: float = 0.1,
+    opacity: float = 0.3,
 ) -> Scene:
-    """`count` round Gaussians spread over the cells, grey and nearly clear."""
+    """`count` round Gaussians spread over the cells, grey and mostly clear."""
     rows = (
         torch.arange(count) * len(points) // count
         if count >= len(points)
@@ -81,7 +82,7 @@ def seeds(
     return Scene(
         means,
         quats,
-        torch.full((count, 3), math.log(max(0.5 * fill, 1e-9))).to(means),
+        torch.full((count, 3), math.log(max(0.7 * fill, 1e-9))).to(means),
         torch.full((count,), math.log(opacity / (1 - opacity))).to(means),
         torch.zeros(count, coefficients, 3).to(means),
     )
@@ -106,12 +107,14 @@ def fill(
     kept: Scene,
     gone: Scene,
     generator: torch.Generator,
+    up: Sequence[float] = (0.0, -1.0, 0.0),
     reach: float = 0.12,  # of the removed part's size: how far from it lies what it touched
     shadow: float = 0.7,  # of that size: how far its shadow falls
 ) -> tuple[Scene, Tensor, Tensor]:  # the new Gaussians; [N] bool, the kept ones that lay in its shadow; their sh
     """Close the hole under something that was taken away with copies of what lies around it, and take its shadow away.
 
-    What touched it (kept Gaussians within `reach` of removed ones) gives a plane, by its principal axes. The footprint
+    What it stood on (kept Gaussians within `reach` of its lowest ones) gives a plane, by their principal axes, or level
+    if that is steeper than 35 degrees: then they are something that it leant on. The footprint
     is where removed Gaussians fall on it and few kept ones do: every cell there gets a copy of a Gaussian from beyond
     the shadow, moved within the plane, so that grain and flatness are the surroundings'. Then the mean colour around
     each Gaussian in the footprint and the shadow is replaced by what the ring beyond it says,
@@ -128,13 +131,20 @@ def fill(
     solid = kept.logits.detach().cpu() > 0  # opacity above one half
     size = float((removed - removed.median(0).values).norm(dim=1).quantile(0.9))
     near = max(reach * size, 3 * _spacing(where))  # a sparse floor is near too
-    away, _ = KDTree(removed.numpy()).query(where.numpy(), distance_upper_bound=near)
-    touching = torch.from_numpy(away < near) & solid
+    upwards = torch.tensor(tuple(up), dtype=where.dtype)
+    upwards = upwards / upwards.norm()
+    foot = removed[removed @ upwards <= (removed @ upwards).quantile(0.15)]
+    away, _ = KDTree(foot.numpy()).query(where.numpy(), distance_upper_bound=near)
+    touching = torch.from_numpy(away < near) & solid & (where @ upwards <= (removed @ upwards).quantile(0.15))
     if int(touching.sum()) < 12:
         return nothing
     middle, axes, off = _plane(where[touching])
     for _ in range(2):  # without what else it touched
         middle, axes, off = _plane(where[touching][off <= 2.5 * off.median().clamp(min=1e-6)])
+        off = ((where[touching] - middle) @ axes[2]).abs()
+    if (axes[2] @ upwards).abs() < math.cos(math.radians(35)):
+        axes = torch.linalg.svd(upwards[None]).Vh[[1, 2, 0]]
+        middle = middle - ((middle - foot.median(0).values) @ upwards) * upwards
         off = ((where[touching] - middle) @ axes[2]).abs()
     flat, across = axes[:2], axes[2]
     thickness = max(float(off.median()) * 2, 0.02 * size)
@@ -143,6 +153,10 @@ def fill(
         return (means - middle) @ flat.T
 
     level = (((where - middle) @ across).abs() <= 2.5 * thickness) & solid
+    rgb = (0.5 + _Y0 * kept.sh.detach().cpu()[:, 0]).clamp(min=0.02)
+    hue = rgb / rgb.sum(1, keepdim=True)  # other things stand there too; a shadow changes the brightness alone
+    off = (hue - hue[level].median(0).values).abs().amax(1)
+    level &= off <= (5 * off[level].median()).clamp(min=0.06)
     under = KDTree(on_plane(removed).numpy())
     distance = torch.full((len(where),), torch.inf)
     distance[level] = torch.from_numpy(under.query(on_plane(where[level]).numpy())[0]).float()
@@ -175,12 +189,39 @@ def fill(
     wanted = (weight[..., None] * colours).sum(1) / weight.sum(1, keepdim=True)
     depth = torch.cat([distance[shaded], torch.zeros(len(places))]) / (shadow * size)
     fade = (1 - depth.clamp(0, 1)).sqrt()[:, None]
+    count = int(shaded.sum())
+    sh[count:, 0] = wanted[count:] + 0.25 * (sh[count:, 0] - wanted[count:])  # from anywhere in the ring: less grain
     for neighbours in (48, 12):
         _, index = KDTree(here.numpy()).query(here.numpy(), k=min(neighbours, len(here)))
         sh[:, 0] += fade * (wanted - sh[:, 0][torch.from_numpy(index).reshape(len(here), -1)].mean(1))
     sh = sh.to(kept.sh)
-    new = Scene(new.means, new.quats, new.log_scales, new.logits, sh[int(shaded.sum()) :])
-    return new, shaded.to(kept.means.device), sh[: int(shaded.sum())]
+    new = Scene(new.means, new.quats, new.log_scales, new.logits, sh[count:])
+    return new, shaded.to(kept.means.device), sh[:count]
+
+
+def whole(scene: Scene, chosen: Tensor, neighbours: int = 24, rounds: int = 4) -> Tensor:  # [N] bool -> [N] bool
+    """With what is left over inside: Gaussians more than half of whose nearest neighbours are chosen, several times."""
+    from scipy.spatial import KDTree
+
+    where = scene.means.detach().cpu().numpy()
+    _, index = KDTree(where).query(where, k=min(neighbours, len(where)))
+    index = torch.from_numpy(index).reshape(len(where), -1)
+    closed = chosen.cpu()
+    for _ in range(rounds):
+        closed = closed | (closed[index].float().mean(1) > 0.5)
+    return closed.to(chosen.device)
+
+
+def within(scene: Scene, chosen: Tensor, reach: float = 0.25) -> Tensor:  # [N] bool -> [N] bool
+    """Gaussians that lie near chosen ones: closer than `reach` of the chosen part's radius."""
+    from scipy.spatial import KDTree
+
+    if not chosen.any():
+        return chosen
+    part = scene.means[chosen].detach().cpu()
+    radius = float((part - part.median(0).values).norm(dim=1).quantile(0.9))
+    distance, _ = KDTree(part.numpy()).query(scene.means.detach().cpu().numpy())
+    return torch.from_numpy(distance <= reach * radius).to(chosen.device)
 
 
 def _plane(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # [M, 3] -> [3], [3, 3], [M]

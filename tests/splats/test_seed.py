@@ -70,7 +70,7 @@ def test_inside_of_what_stands_there_nothing_is_carved():
     assert not len(points)
 
 
-def test_seeds_lie_in_the_cells_are_nearly_clear_and_repeat():
+def test_seeds_lie_in_the_cells_are_mostly_clear_and_repeat():
     points = torch.rand(500, 3, generator=torch.Generator().manual_seed(0))
     for count in (100, 2000):
         made = seeds(points, 0.05, count, 4, torch.Generator().manual_seed(3))
@@ -78,7 +78,7 @@ def test_seeds_lie_in_the_cells_are_nearly_clear_and_repeat():
         assert len(made) == count and made.sh.shape == (count, 4, 3)
         assert torch.equal(made.means, again.means)
         assert torch.cdist(made.means, points).min(1).values.max() <= 0.05 * math.sqrt(3) / 2 + 1e-6
-        torch.testing.assert_close(made.logits.sigmoid(), torch.full((count,), 0.1))
+        torch.testing.assert_close(made.logits.sigmoid(), torch.full((count,), 0.3))
 
 
 def test_colours_come_from_the_pixels_that_a_gaussian_falls_on():
@@ -127,10 +127,10 @@ def test_what_touches_nothing_leaves_no_hole():
 def test_a_shadow_goes_with_what_cast_it_and_the_grain_stays():
     kept = floor(side=41)
     away = kept.means[:, [0, 2]].norm(dim=1)
-    dark = (1 - away / 0.6).clamp(min=0)[:, None] * 0.3
+    dark = 0.6 * (1 - away / 0.6).clamp(min=0)[:, None]
     grain = 0.03 * torch.randn(len(kept), 1, generator=torch.Generator().manual_seed(1))
-    kept.sh[:, 0] -= (dark + grain) / Y0
-    kept.sh[away < 0.001] -= 0
+    rgb = (0.5 + Y0 * kept.sh[:, 0]) * (1 - dark) * (1 + grain)
+    kept.sh[:, 0] = (rgb - 0.5) / Y0
     low = torch.randn(200, 3, generator=torch.Generator().manual_seed(2))
     low = 0.3 * low / low.norm(dim=1, keepdim=True)
     gone = gaussians(low - torch.tensor([0, 0.32, 0]), torch.tensor([0.9, 0.1, 0.1]), 0.1)
@@ -140,7 +140,7 @@ def test_a_shadow_goes_with_what_cast_it_and_the_grain_stays():
     sh[shaded] = lit
     level = 0.5 + Y0 * sh[:, 0]
     outer = level[away > 0.8].mean(0)
-    assert (0.5 + Y0 * kept.sh[inner, 0]).mean(0).sub(outer).abs().max() > 0.15
+    assert (0.5 + Y0 * kept.sh[inner, 0]).mean(0).sub(outer).abs().max() > 0.1
     torch.testing.assert_close(level[inner].mean(0), outer, rtol=0, atol=0.04)
-    assert level[inner].std(0).min() > 0.01
+    assert level[inner].std(0).min() > 0.003
     assert torch.equal(sh[~shaded], kept.sh[~shaded])
