@@ -61,6 +61,9 @@ def main() -> None:
     parser.add_argument("--denoiser", type=Path, required=True)
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--last", action="store_true", help="the last weights, not their average: after a short run with --final"
+    )
     args = parser.parse_args()
     from diffusers import AutoencoderTiny, StableDiffusionPipeline
     from diffusers.models.attention_processor import AttnProcessor2_0
@@ -75,7 +78,8 @@ def main() -> None:
     both.load_state_dict(state["model"])
     ema = EMA(both)
     ema.load_state_dict(state["ema"])
-    ema.swap()
+    if not args.last:
+        ema.swap()
     both["unet"].set_attn_processor(AttnProcessor2_0())
     vae = AutoencoderTiny.from_pretrained(args.vae)
     vae.register_to_config(scaling_factor=state["scale"])

@@ -5,18 +5,13 @@ Pictures and animations are made of the SVG itself, so that they show what is in
 
 from __future__ import annotations
 
-import io
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import groupby
-from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from sdsedit.errors import InputRefused
+from sdsedit.io import film
 from sdsedit.io.images import to_array
 from sdsedit.io.svg import SvgDocument, SvgShape, animate_svg, new_svg, read_svg
 from sdsedit.render.strokes import EVENODD, STROKE
@@ -25,9 +20,7 @@ from sdsedit.sketch.draw import SketchResult
 
 SIDE = 512  # pixels, the longer side of a sketch's page
 MAX_PICTURE = 2048  # pixels, the longer side of a picture of a drawing, which has at least SIDE
-_RATE = 20  # frames a second: a GIF counts in hundredths of a second, and most players are slow below 5 of them
 _HOLD = 1.5  # seconds that the finished drawing stands at the end
-_CODECS = ("vp09", "mp4v")  # VP9 plays in browsers, and the free builds of OpenCV write no H.264
 
 
 def sketch_svg(result: SketchResult, recipe: str | None = None, side: int = SIDE) -> bytes:
@@ -62,8 +55,8 @@ def animation(data: bytes, suffix: str) -> bytes:
     seconds = min(max(0.08 * len(document.shapes), 2.0), 8.0)
     if suffix == ".svg":
         return animate_svg(data, seconds)
-    frames = list(_frames(document, round(seconds * _RATE)))
-    return _gif(frames) if suffix == ".gif" else _mp4(frames)
+    frames = list(_frames(document, round(seconds * film.RATE)))
+    return film.gif(frames, _HOLD) if suffix == ".gif" else film.mp4(frames, _HOLD)
 
 
 def _sketch_shapes(result: SketchResult, scale: float) -> Iterator[SvgShape]:
@@ -108,8 +101,7 @@ def _frames(document: SvgDocument, count: int) -> Iterator[np.ndarray]:
         if done < len(shapes):
             begun = ends[done - 1] if done else 0.0
             shown.append(_in_part(shapes[done], (now - begun) / (ends[done] - begun)))
-        # MP4 wants even sides.
-        yield _even(_page(replace(document, shapes=tuple(shown)), 1.0))
+        yield _page(replace(document, shapes=tuple(shown)), 1.0)
 
 
 def _in_part(shape: SvgShape, share: float) -> SvgShape:
@@ -140,48 +132,3 @@ def _lengths(points: np.ndarray, closed: bool) -> np.ndarray:  # [cubics]
     steps = np.hypot(*np.diff(p, axis=0).T)
     polygon = steps.reshape(-1, 3).sum(1)
     return np.cumsum((polygon + np.hypot(*np.diff(p[::3], axis=0).T)) / 2)
-
-
-def _even(frame: np.ndarray) -> np.ndarray:
-    return frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
-
-
-def _gif(frames: list[np.ndarray]) -> bytes:
-    """All frames in the colours of the finished drawing, so that none of them flickers."""
-    chosen = Image.fromarray(frames[-1]).quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).getpalette()
-    assert chosen is not None
-    palette = np.array(chosen, np.int64).reshape(-1, 3)
-
-    def indexed(frame: np.ndarray) -> Image.Image:
-        """Pillow's own mapping takes white for 252, 252, 252."""
-        packed, where = np.unique(frame.astype(np.int64) @ (65536, 256, 1), return_inverse=True)
-        colours = np.stack([packed >> 16, (packed >> 8) & 255, packed & 255], axis=1)
-        nearest = np.square(colours[:, None] - palette).sum(-1).argmin(1).astype(np.uint8)
-        image = Image.fromarray(nearest[where.reshape(frame.shape[:2])], "P")
-        image.putpalette(chosen)
-        return image
-
-    first, *others = map(indexed, frames)
-    buffer = io.BytesIO()
-    times = [1000 // _RATE] * len(others) + [round(1000 * _HOLD)]
-    first.save(buffer, "GIF", save_all=True, append_images=others, duration=times, loop=0)
-    return buffer.getvalue()
-
-
-def _mp4(frames: list[np.ndarray]) -> bytes:
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its own words on codecs that are not there
-    import cv2
-
-    height, width = frames[0].shape[:2]
-    with tempfile.TemporaryDirectory() as folder:  # OpenCV writes to files only
-        path = Path(folder) / "drawing.mp4"
-        for codec in _CODECS:
-            writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), _RATE, (width, height))
-            if writer.isOpened():
-                break
-        else:
-            raise InputRefused("OpenCV cannot write MP4 on this machine: name the animation .gif or .svg.")
-        for frame in [*frames, *frames[-1:] * round(_HOLD * _RATE)]:
-            writer.write(np.ascontiguousarray(frame[..., ::-1]))  # blue, green, red
-        writer.release()
-        return path.read_bytes()

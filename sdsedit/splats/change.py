@@ -331,7 +331,7 @@ class _Work:
                 old = removed_words(prior.tokenize, source, request.target)
                 if old.tokens:  # what goes is there to be seen, what comes is not
                     other = self._locate(prompts.source, old.tokens)
-                    place = other if other.chosen().any() else place
+                    place = other if other.chosen(self.config.threshold).any() else place
             self.host = None
             if self.kind in ("add", "replace") and not request.words and not self.stopped:
                 self.host = self._host()
@@ -345,9 +345,12 @@ class _Work:
         if self.stopped:
             return
         if place.chosen(self.config.threshold).all():
-            raise InputRefused(
-                "The words were found everywhere in the scene, so nothing would be kept; name others with --words."
-            )
+            if self.kind == "delete":
+                raise InputRefused(
+                    "The words were found everywhere, so nothing would be left; name others with --words, or raise "
+                    "--threshold."
+                )
+            self.notes.append("The words were found everywhere, so the whole scene may change.")
         if not place.chosen(self.config.threshold).any():
             raise InputRefused(
                 "The model's attention found none of these words in the scene; name others with --words."
@@ -360,7 +363,7 @@ class _Work:
             return None
         tokens = find_words(self.prior.tokenize, self.request.source or "", [word]).tokens
         place = self._locate(self.prompts.source, tokens)
-        return place if place.chosen().any() else None
+        return place if place.chosen(self.config.threshold).any() else None
 
     def _locate(self, text: Text, tokens: Sequence[int]) -> Place:
         def on_view(done: int, total: int) -> bool | None:

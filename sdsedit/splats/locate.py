@@ -31,7 +31,7 @@ from sdsedit.representations.splats import Scene, pictures
 
 TIMES = (0.25, 0.45, 0.65)  # t at which the network looks: too little noise and it sees no words, too much no place
 SEEN = 0.5  # pixels: what shows less in all views together was not seen
-THRESHOLD = 0.5  # of a weight: in the edit or not
+THRESHOLD = 0.4  # of a weight: in the edit or not; perfect masks want 0.5, attention is softer than those
 VIEWS_AT_ONCE = 4  # a forward pass
 
 OnView = Callable[[int, int], "bool | None"]
