@@ -1,11 +1,11 @@
 """Splat scenes edited by words, on the two scenes that are shipped: does attention find the named part, and is the edit
 what was asked, where it was asked, and nowhere else?
 
-    python -m benchmarks.splat_edits                      # both tables, docs/benchmarks/splat_edits.md, docs/gallery/splats
+    python -m benchmarks.splat_edits             # docs/benchmarks/splat_edits.md, docs/gallery/splats
     python -m benchmarks.splat_edits --only localisation
     python -m benchmarks.splat_edits --only edits --names crown-on-apple
 
-Localisation: the weights at 0.5 against the labels that the scenes carry (their Gaussians are labelled by the distance
+Localisation: the weights at 0.4 against the labels that the scenes carry (their Gaussians are labelled by the distance
 to the solids that they were fitted to), seen from cameras that the search did not have. Baselines: one look without the
 closer one, no smoothing over neighbours, and hits counted instead of alpha T, as GaussianEditor's code does.
 
@@ -90,6 +90,9 @@ CASES = (
     Case("no-balloon", "snowman", "a snowman wearing a top hat on snow", "balloon", {"noun": "nothing"}),
 )  # fmt: skip
 
+BACKGROUND = torch.tensor(SplatConfig.background)
+STRIP = ("crown-on-apple", "purple-apple", "no-cup", "blue-balloon")
+
 
 def load(name: str) -> tuple[Splats, dict[str, int]]:
     """A shipped scene, and the numbers of its parts by name; `top hat on snowman` is the top hat."""
@@ -111,7 +114,7 @@ def held_out_cameras(scene: Scene, size: int, count: int = 8) -> Cameras:
 
 @numba.njit(cache=True)
 def _hits(means, inverses, opacities, order, mask, found, total):
-    """For every Gaussian the pixels that it reaches (alpha at least 1/255, light left), and those of them in the mask."""
+    """For every Gaussian the pixels that it reaches (alpha at least 1/255, light left), and those in the mask."""
     height, width = mask.shape
     through = np.ones((height, width), np.float32)
     for n in range(len(order)):
@@ -167,7 +170,6 @@ def localisation(prior: Prior) -> list[dict[str, object]]:
         words, _ = words_to_find(prior, request, LUSD(), [])
         cameras = views_of(scene, None, prior, SplatConfig())
         working = cameras[[k for k in range(len(cameras)) if k % 4 != 3]]
-        white = torch.ones(3)
         held = held_out_cameras(scene, 256)
         true = seen(scene, truth, held)
 
@@ -178,7 +180,7 @@ def localisation(prior: Prior) -> list[dict[str, object]]:
         def place(looks: int, smoothing: bool, scene=scene, working=working, prompts=prompts, words=words):
             generator = torch.Generator().manual_seed(0)
             return locate(
-                scene, working, white, prior, prompts.target, words.tokens, generator, looks, smoothing
+                scene, working, BACKGROUND, prior, prompts.target, words.tokens, generator, looks, smoothing
             )  # fmt: skip
 
         started = time.perf_counter()
@@ -250,6 +252,16 @@ def show(case: Case, splats: Splats, result: SplatResult) -> None:
     (GALLERY / f"{case.name}.mp4").write_bytes(orbit_film([splats, result.splats], ".mp4", side=256, frames=72))
 
 
+def strip() -> None:
+    """The first column of some sheets side by side: before, weights, after; for the front page."""
+    sheets = [Image.open(GALLERY / f"{name}.png") for name in STRIP]
+    side = sheets[0].width // 3
+    page = Image.new("RGB", (side * len(sheets), sheets[0].height), "white")
+    for k, sheet in enumerate(sheets):
+        page.paste(sheet.crop((0, 0, side, sheet.height)), (side * k, 0))
+    page.save(GALLERY / "strip.png", optimize=True)
+
+
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
@@ -265,7 +277,7 @@ def write_page(parts: list[dict], edits: list[dict]) -> None:
         lines += [
             "## Does attention find the part?",
             "",
-            "Intersection over union with the labels, on eight held-out views at 256 pixels, weights at 0.5; in the",
+            "Intersection over union with the labels, on eight held-out views at 256 pixels, weights at 0.4; in the",
             "last column of the Gaussians themselves. *Hits*: pixels counted, not alpha T, as public code does.",
             "",
             "| Scene | Words | " + " | ".join(columns) + " | ours, Gaussians | seconds |",
@@ -311,9 +323,22 @@ def main() -> None:
     torch.set_num_threads(1)
     prior = load_prior(args.model)
     path = DOCS / "splat_edits.json"
-    known = json.loads(path.read_text()) if path.exists() else {"localisation": [], "edits": []}
+
+    def note(**news: list[dict]) -> None:
+        """Into the file at once, beside what other runs put there; rows of one name are the last run's."""
+        known = json.loads(path.read_text()) if path.exists() else {"localisation": [], "edits": []}
+        for table, rows in news.items():
+            fresh = {(row.get("name"), row.get("part")) for row in rows}
+            known[table] = [row for row in known[table] if (row.get("name"), row.get("part")) not in fresh] + rows
+        order = [case.name for case in CASES]
+        known["edits"] = sorted(
+            (row for row in known["edits"] if row["name"] in order), key=lambda row: order.index(row["name"])
+        )
+        path.write_text(json.dumps(known, indent=1) + "\n")
+        write_page(known["localisation"], known["edits"])
+
     if args.only != "edits":
-        known["localisation"] = localisation(prior)
+        note(localisation=localisation(prior))
     if args.only != "localisation":
         judge = load_judge(ROOT / "benchmarks" / "solids_judge.safetensors", SOLID_QUESTIONS)
         for case in CASES:
@@ -322,11 +347,9 @@ def main() -> None:
             row, splats, result = run_case(case, prior, judge, args.seed)
             show(case, splats, result)
             print(row, flush=True)
-            known["edits"] = [each for each in known["edits"] if each["name"] != case.name] + [row]
-        order = [case.name for case in CASES]
-        known["edits"].sort(key=lambda each: order.index(each["name"]))
-    path.write_text(json.dumps(known, indent=1) + "\n")
-    write_page(known["localisation"], known["edits"])
+            note(edits=[row])
+        if not args.names:
+            strip()
 
 
 if __name__ == "__main__":

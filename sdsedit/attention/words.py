@@ -126,7 +126,8 @@ def clause(prompt: str, spans: Sequence[tuple[int, int]]) -> str:
 
     The prompt is cut at commas and at "and"; of the pieces those that hold a span are kept, and from the last piece
     what begins with a preposition of place. `an apple wearing a crown, a pear and a cup on a wooden table`, asked for
-    `crown`, gives `an apple wearing a crown on a wooden table`. Without a span all of it is kept.
+    `crown`, gives `an apple wearing a crown on a wooden table`; asked for `wooden`, `a wooden table`. Without a span
+    all of it is kept.
     """
     if not spans:
         return prompt
@@ -135,6 +136,8 @@ def clause(prompt: str, spans: Sequence[tuple[int, int]]) -> str:
     kept = [any(start < stop and end > first for start, end in spans) for first, stop in pieces]
     text = ", ".join(prompt[first:stop].strip() for (first, stop), keep in zip(pieces, kept, strict=True) if keep)
     place = _PLACE.search(prompt[slice(*pieces[-1])])
+    if place and all(start >= pieces[-1][0] + place.start() for start, _ in spans):
+        return place.group().split(maxsplit=1)[1]  # it is about the place itself
     if place and not kept[-1]:
         text += " " + place.group().strip()
     return text or prompt

@@ -48,7 +48,7 @@ class Scene:
     def __len__(self) -> int:
         return len(self.means)
 
-    def __getitem__(self, rows: Tensor) -> Scene:  # [M] long or [N] bool
+    def __getitem__(self, rows: Tensor | slice) -> Scene:  # [M] long or [N] bool
         return Scene(*(getattr(self, each.name)[rows] for each in fields(self)))
 
     @property

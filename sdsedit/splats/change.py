@@ -45,7 +45,7 @@ from sdsedit.splats.locate import (
     locate,
     sharpen,
 )
-from sdsedit.splats.seed import coloured, fill, hull, project, seeds, whole, within
+from sdsedit.splats.seed import asked, coloured, fill, hull, orphans, project, reached, seeds, shell, whole
 from sdsedit.splats.survey import check_cameras, spread
 
 Kind = Literal["recolour", "restyle", "replace", "add", "delete"]
@@ -129,14 +129,14 @@ _BETWEEN = 2  # steps towards the edited views for each one of distillation
 _TOO_SMALL = 0.002  # share of a view: what is smaller there is not edited in it
 _CLEAR = -3.0  # logit of the opacity below which a Gaussian is dropped
 _PICTURE_STEPS = 30  # of the picture's editor, in each view
-_SHAPE = Rates()
-_COLOUR = Rates(means=0, quats=0, log_scales=0, logits=0)
+_SHAPE = Rates(means=0.0015, quats=0.003, log_scales=0.005, logits=0.03, sh=0.03)
+_COLOUR = Rates(means=0, quats=0, log_scales=0, logits=0, sh=0.06)
 _RECIPES: dict[str, _Recipe] = {
     "recolour": _Recipe(60, _COLOUR, (0.0,), in_place=True),
     "restyle": _Recipe(
         80, replace(_SHAPE, means=0.001, log_scales=0.004, quats=0.002, logits=0.0), (0.0,), in_place=True
     ),
-    "replace": _Recipe(150, _SHAPE, (0.98,), grows=True),
+    "replace": _Recipe(150, _SHAPE, (0.98, 0.75), grows=True),
     "add": _Recipe(150, _SHAPE, (0.98,), grows=True),
     "delete": _Recipe(0, _COLOUR, ()),
 }
@@ -393,45 +393,36 @@ class _Work:
 
     @torch.no_grad()
     def prepare(self) -> None:
-        """Which rows move, from where they are looked at, and what each view should become."""
-        scene, config = self.scene, self.config
+        """Which rows go, which move, from where they are looked at, what each view should become, and what is new."""
+        scene, config, kind = self.scene, self.config, self.kind
         assert self.place is not None
         chosen = self.place.chosen(config.threshold)
-        if self.kind != "add":
+        if kind != "add":
             chosen = whole(scene, chosen)
-        if self.kind in ("delete", "replace"):  # what goes must go whole, its rim and its straw too
-            loose = self.place.chosen(0.7 * config.threshold)
-            chosen = whole(scene, chosen | (loose & within(scene, chosen)))
-        self.touched = torch.zeros_like(chosen)
-        new = Scene(*(getattr(scene, name)[:0] for name in ("means", "quats", "log_scales", "logits", "sh")))
-        keep = ~chosen
-        lit: Tensor | None = None
-        if self.kind == "add":
-            new = self._seeded(*bounds(scene.means, torch.where(chosen, self.place.weight, 0.0)))
-            keep = torch.ones_like(chosen)
-        elif self.kind == "delete":  # all is said by the neighbours: nothing is left for the model to draw
-            new, shaded, lit = fill(scene[keep], scene[chosen], self.generator, config.up)
-            self.touched[keep.nonzero()[:, 0][shaded]] = True
-        # A view shows what changes and what it belongs to, as pictures of such things do.
-        shown = chosen if self.host is None else chosen | self.host.chosen(config.threshold)
-        subject = torch.cat([scene.means[shown], new.means])
-        centre, radius = bounds(subject, torch.ones_like(subject[:, 0]))
-        if self.kind == "add" and self.host is None:
-            radius *= 1.6
-        self.removed = chosen if self.kind == "delete" else torch.zeros_like(chosen)
-        moving = self.touched if self.kind == "delete" else chosen & ~keep
+        goes = kind in ("delete", "replace")
+        if goes:  # and goes whole, its rim and its straw too
+            chosen = whole(scene, reached(scene, self.place.weight, config.threshold, 0.45 * config.threshold))
+            chosen = chosen | orphans(scene, chosen)
+        none = torch.zeros_like(chosen)
+        self.removed = chosen if goes else none
+        moving, still, lit = none if kind == "add" else chosen, scene[:0], scene.sh[:0]
+        if goes:  # what was under it is said by its neighbours, and stands still from now on
+            rest = (~chosen).nonzero()[:, 0]
+            still, shaded, lit, debris = fill(scene[rest], scene[chosen], self.generator, config.up)
+            moving = none.clone()
+            moving[rest[shaded]] = True
+            self.removed = self.removed.index_fill(0, rest[debris], True)
         self.kept_rows = ~moving & ~self.removed
-        own = scene[moving] if lit is None else replace(scene[moving], sh=lit)
-        own = Scene.cat(own, new)
-        weight = torch.ones_like(own.logits)
-        if self.kind != "delete":
-            weight[: int(moving.sum())] = self.place.weight[moving].clamp(min=0.25)
+        own = Scene.cat(replace(scene[moving], sh=lit) if goes else scene[moving], still)
+        weight = torch.zeros_like(own.logits) if goes else self.place.weight[moving].clamp(min=0.25)
         parent = torch.full_like(own.logits, -1, dtype=torch.long)
         parent[: int(moving.sum())] = moving.nonzero()[:, 0]
-        self.near = closer(self.working, centre, radius, fill=0.8, up=config.up)
+
+        self.near, self.radius = self._closer(chosen)
         self.before = pictures(scene, self.near, self.background)
-        self.radius = radius
-        self.masks = self._masks(own, scene[self.kept_rows])
+        plate = Scene.cat(scene[self.kept_rows], own)
+        self.plates = pictures(plate, self.near, self.background)
+        self.masks = self._masks(moving | self.removed)
         self.views = SceneViews(
             scene[self.kept_rows],
             own,
@@ -443,7 +434,7 @@ class _Work:
             self.prior,
             self.steps,
             self.recipe.rates,
-            radius,
+            self.radius,
             self.generator,
             distillation=config.distillation,
             terms={"edited views": (1 - config.distillation, self._likeness)},
@@ -451,69 +442,110 @@ class _Work:
             between=_BETWEEN if config.distillation < 1 else 0,
             tend=self._tend,
         )
-        self.wanted = self.before.clone()
-        self.plates = pictures(scene[self.kept_rows], self.near, self.background)
         if not self.steps:
             return
+        self.wanted, self.shown = self.before.clone(), torch.zeros_like(self.masks)
         self.features: dict[int, tuple[Tensor, ...]] = {}
         for view in range(len(self.near)):
             self._imagine(view, self.recipe.starts[0])
             self.done += 1
             if self._report("imagining", {}, lambda view=view: self.wanted[view : view + 1]) is False:
-                break
+                return
+        if self.recipe.grows:
+            self._sow(plate)
+
+    def _closer(self, chosen: Tensor) -> tuple[Cameras, float]:
+        """Cameras on what changes and on what it belongs to, as pictures of such things are taken; its radius."""
+        shown = chosen if self.host is None else chosen | self.host.chosen(self.config.threshold)
+        centre, radius = bounds(self.scene.means, shown.float())
+        if self.kind == "add":  # what comes stands out
+            centre = centre + 0.25 * radius * torch.tensor(self.config.up).to(centre)
+            radius *= 1.25 if self.host is not None else 2.0
+        return closer(self.working, centre, radius, fill=0.8, up=self.config.up), radius
+
+    def _masks(self, rows: Tensor) -> Tensor:  # [N] bool -> [V, 1, H, W], 0 or 1
+        """Where each view may change: what the rows cover, somewhat wider, for a new shape is not the old one. For what
+        is added, what the carved attention covers."""
+        shown, mine = self.scene, rows.float()[:, None]
         if self.kind == "add":
-            fresh = coloured(Scene(*(self.views.own[n].detach() for n in self.views.own)), self.wanted, self.near)
-            self.views.own["sh"] = fresh.sh.requires_grad_()
-            self.views.labels["sh 0"] = fresh.sh.detach().clone()
-
-    def _seeded(self, centre: Tensor, radius: float) -> Scene:
-        place = self.place
-        assert place is not None
-        drawn = self.scene.render(place.cameras, self.background)
-        depth = torch.where(drawn.alpha > 0.5, drawn.depth / drawn.alpha.clamp(min=1e-6), torch.inf)
-        points, cell = hull(place.maps, place.cameras, depth, centre, 2.0 * radius)
-        if not len(points):
-            raise InputRefused(
-                "The views do not agree on a place for what should be added; say where it goes in the prompt."
-            )
-        return seeds(points, cell, self.config.added, self.scene.sh.shape[1], self.generator)
-
-    def _masks(self, own: Scene, kept: Scene) -> Tensor:  # [V, 1, H, W], 0 or 1
-        """What the moving rows cover in each view, somewhat wider: a new shape is not the old one."""
-        shown = Scene.cat(kept, own)
-        mine = torch.ones_like(shown.logits)[:, None]
-        mine[: len(kept)] = 0
-        if self.kind == "add":  # seeds are nearly clear: as if they were not
-            shown.logits[len(kept) :] = 2.0
-        if self.kind == "delete":
-            shown, mine = self.scene, (self.removed | self.touched).float()[:, None]
+            place = self.place
+            assert place is not None
+            centre, radius = bounds(shown.means, torch.where(place.chosen(self.config.threshold), place.weight, 0.0))
+            points, cell = hull(place.maps, place.cameras, self._depth(shown, place.cameras), centre, 2.0 * radius)
+            if not len(points):
+                raise InputRefused(
+                    "The views do not agree on a place for what should be added; say where it goes in the prompt."
+                )
+            hint = seeds(points, cell, self.config.added, shown.sh.shape[1], self.generator, opacity=0.9)
+            shown = Scene.cat(shown, hint)
+            mine = torch.zeros_like(shown.logits)[:, None]
+            mine[len(self.scene) :] = 1
         cover = torch.cat([shown.paint(mine, self.near[k]) for k in range(len(self.near))]).permute(0, 3, 1, 2)
         reach = self.prior.factor * (3 if self.recipe.grows else 1)
         return F.max_pool2d((cover > 0.3).float(), 2 * reach + 1, stride=1, padding=reach)
+
+    def _depth(self, scene: Scene, cameras: Cameras) -> Tensor:  # [V, H, W], inf where nothing stands
+        drawn = [scene.render(cameras[k], self.background) for k in range(len(cameras))]
+        return torch.cat([torch.where(d.alpha > 0.5, d.depth / d.alpha.clamp(min=1e-6), torch.inf) for d in drawn])
+
+    def _sow(self, plate: Scene) -> None:
+        """Gaussians on the surface of what the edited views agree on, in their colours."""
+        views = self.views
+        assert views is not None
+        centre, radius = bounds(self.scene.means, self.place_rows())
+        stands = self._depth(plate, self.near)
+        points, cell = hull(self.shown, self.near, stands, centre, 2.0 * radius, level=0.5, agree=0.6)
+        if not len(points):
+            raise InputRefused(
+                "The edited views do not agree on what should come; try another seed, or say more about it."
+            )
+        new = seeds(shell(points, cell), cell, self.config.added, self.scene.sh.shape[1], self.generator, opacity=0.6)
+        new = coloured(new, self.wanted, self.near, self._depth(Scene.cat(plate, new), self.near) + 2 * cell)
+        parameters = {name: torch.cat([p.detach(), getattr(new, name)]) for name, p in views.own.items()}
+        moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in parameters.items()}
+        labels = {f"{name} 0": p.clone() for name, p in parameters.items()}
+        labels["weight"] = torch.cat([views.labels["weight"], torch.ones_like(new.logits)])
+        fresh = torch.full_like(new.logits, -1, dtype=torch.long)
+        labels["parent"] = torch.cat([views.labels["parent"], fresh])
+        views.replace_rows(parameters, moments, labels)
+
+    def place_rows(self) -> Tensor:  # [N], the rows round which new ones are sown
+        assert self.place is not None
+        chosen = self.removed if self.kind == "replace" else self.place.chosen(self.config.threshold)
+        return chosen.float()
 
     def _imagine(self, view: int, start: float) -> None:
         """What a view should become: its place edited under the target prompt, the rest as it was."""
         assert self.views is not None
         begun = time.perf_counter()
         now, was, mask = self.views.picture(view), self.before[view : view + 1], self.masks[view : view + 1]
+        if self.recipe.grows and not self.views.taken:
+            now = was  # from what stands there now, not from the hole: something is to stand there again
         mask = (mask > 0.3).float()
         if mask.mean() < _TOO_SMALL:  # hidden, in this view
             edited = was
         elif self.recipe.in_place and not self.views.taken:  # its shape stays: the picture's own editor keeps it too
             request = replace(self.about, mask=mask if mask.min() < 1 else None)
             steps = min(self.method.steps, _PICTURE_STEPS)
-            edited = edit(was, self.prior, request, EditConfig(self.method, steps, self.config.seed)).image
+            again = 0.0 if self.kind == "restyle" else None  # redrawn, a place takes the things that stand on it along
+            settings = EditConfig(self.method, steps, self.config.seed, refine=again)
+            edited = edit(was, self.prior, request, settings).image
         else:
+            # Noise of its own for every view: with the same, a thing drawn left of the middle is so from everywhere.
+            generator = torch.Generator().manual_seed(self.config.seed + view)
             refine = Refine(**{**self.prior.editing.get("refine", {}), "start": start})
-            z, z_src = self.prior.encode(now), self.prior.encode(was)
+            first = not self.views.taken
+            z, z_src = self.prior.encode(now), self.prior.encode(was if first else self.plates[view : view + 1])
+            if self.recipe.grows:
+                was = self.plates[view : view + 1]
             cells = F.adaptive_avg_pool2d(mask, (z.shape[-2], z.shape[-1]))
-            draw = partial(self.prior.schedule.draw, z, torch.Generator().manual_seed(self.config.seed), 0.0, 1.0)
+            draw = partial(self.prior.schedule.draw, z, generator, 0.0, 1.0)
             for _, made in refine(self.prior, z, z_src, cells, self.near_prompts, draw):
                 z = made
             edited = self.prior.decode(z)
             if self.recipe.grows:
                 mask = mask * self._shows(edited)
-                was = self.plates[view : view + 1]
+                self.shown[view] = mask[0]
         soft = F.avg_pool2d(mask, 5, stride=1, padding=2, count_include_pad=False) * mask
         self.wanted[view] = torch.lerp(was, edited, soft)[0]
         self.features[view] = self.prior.encoder_features(self.wanted[view : view + 1])
@@ -526,7 +558,7 @@ class _Work:
             return torch.ones_like(edited[:, :1])
         generator = torch.Generator().manual_seed(self.config.seed)
         maps = attention(self.prior, edited, prompts.target, prompts.tokens, generator, (0.3, 0.5))
-        return ((sharpen(maps, edited) - 0.25) / 0.4).clamp(0, 1)
+        return ((sharpen(maps, edited) - 0.15) / 0.3).clamp(0, 1)
 
     # --- changing ---
 
@@ -630,6 +662,11 @@ class _Work:
         assert self.place is not None
         own, parent = views.rows(), views.labels["parent"]
         alive = own.logits > (-torch.inf if self.kind == "delete" else _CLEAR)
+        if self.recipe.grows and self.steps_done:  # what few of the edited views show is fog
+            fresh = (parent < 0) & (views.labels["weight"] > 0)
+            kept_now = Scene.cat(self.scene[self.kept_rows], own[~fresh])
+            wide = F.max_pool2d(self.shown, 5, stride=1, padding=2)
+            alive &= ~fresh | (asked(own.means, wide, self.near, self._depth(kept_now, self.near), 0.3) >= 0.5)
         own, parent = own[alive], parent[alive]
         order = torch.cat([self.kept_rows.nonzero()[:, 0], parent]).cpu()
         edited_scene = Scene.cat(self.scene[self.kept_rows], own)

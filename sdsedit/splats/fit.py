@@ -196,12 +196,12 @@ def from_points(
     opacity: float = 0.1,
 ) -> Splats:
     """Round Gaussians of degree 0 on points, each as wide as the way to its three nearest neighbours (3DGS' start)."""
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     count = len(points)
     points = np.ascontiguousarray(points, np.float32)
     if count > 1:
-        apart, _ = cKDTree(points).query(points, min(4, count))
+        apart, _ = KDTree(points).query(points, min(4, count))
         spacing = np.sqrt(np.maximum(np.square(apart[:, 1:]).mean(1), 1e-12))
     else:
         spacing = np.full(1, 0.1)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -44,20 +45,45 @@ def hull(
     agree: float = 0.85,  # share of the views that must ask
 ) -> tuple[Tensor, float]:  # [M, 3] middles of the cells, and their side in world units
     """Space carving (Kutulakos and Seitz, IJCV 2000) on soft maps: a cell of the grid stays if `agree` of the views
-    that have it in their picture ask for it, and if at least a seventh of them see it, that is, it is in front of what
-    stands there."""
+    that see it ask for it. A view sees a cell that is in its picture and in front of what stands there; a third of the
+    views, and two, must."""
     steps = (torch.arange(_SIDE, device=centre.device) + 0.5) / _SIDE * 2 - 1
     points = centre + radius * torch.cartesian_prod(steps, steps, steps)
     where, z = project(points, cameras)
     asked, inside = sampled(maps, where)
     stands, _ = sampled(depth[:, None].clamp(max=1e6), where)
     inside = inside & (z > 0)
-    views = inside.sum(0).clamp(min=1)
-    says = ((asked[..., 0] >= level) & inside).sum(0) / views
     cell = 2 * radius / _SIDE
-    sees = ((z <= stands[..., 0] + cell) & inside).sum(0) / views
-    keep = (says >= agree) & (sees >= 1 / 7) & (inside.sum(0) >= max(2, len(maps) // 3))
+    sees = inside & (z <= stands[..., 0] + cell)
+    views = sees.sum(0)
+    says = ((asked[..., 0] >= level) & sees).sum(0) / views.clamp(min=1)
+    keep = (says >= agree) & (views >= max(2, len(maps) // 3))
     return points[keep], cell
+
+
+def asked(points: Tensor, maps: Tensor, cameras: Cameras, depth: Tensor, level: float) -> Tensor:  # [M] in 0..1
+    """The share of the views that see a point (in the picture, not behind what stands there) whose maps ask for it; 0
+    if less than a third of the views see it."""
+    where, z = project(points, cameras)
+    values, inside = sampled(maps, where)
+    stands, _ = sampled(depth[:, None].clamp(max=1e6), where)
+    sees = inside & (z > 0) & (z <= stands[..., 0] * 1.01)
+    share = ((values[..., 0] >= level) & sees).sum(0) / sees.sum(0).clamp(min=1)
+    return torch.where(sees.sum(0) >= max(1, len(maps) // 3), share, 0.0)
+
+
+def shell(points: Tensor, cell: float) -> Tensor:  # [M, 3] -> [K, 3]
+    """The cells on the surface: those that lack one of their six neighbours."""
+    place = ((points - points.min(0).values) / cell).round().long() + 1
+    full = torch.zeros((*(place.max(0).values + 2).tolist(),), dtype=torch.bool, device=points.device)
+    full[tuple(place.T)] = True
+    inner = torch.ones(len(points), dtype=torch.bool, device=points.device)
+    for axis in range(3):
+        for side in (-1, 1):
+            beside = place.clone()
+            beside[:, axis] += side
+            inner &= full[tuple(beside.T)]
+    return points[~inner]
 
 
 def seeds(
@@ -110,11 +136,12 @@ def fill(
     up: Sequence[float] = (0.0, -1.0, 0.0),
     reach: float = 0.12,  # of the removed part's size: how far from it lies what it touched
     shadow: float = 0.7,  # of that size: how far its shadow falls
-) -> tuple[Scene, Tensor, Tensor]:  # the new Gaussians; [N] bool, the kept ones that lay in its shadow; their sh
+) -> tuple[Scene, Tensor, Tensor, Tensor]:
+    # The new Gaussians; [N] bool, the kept ones that lay in its shadow; their sh; [N] bool, what is left of its foot.
     """Close the hole under something that was taken away with copies of what lies around it, and take its shadow away.
 
-    What it stood on (kept Gaussians within `reach` of its lowest ones) gives a plane, by their principal axes, or level
-    if that is steeper than 35 degrees: then they are something that it leant on. The footprint
+    What it stood on (kept Gaussians within `reach` of its lowest ones) gives a plane, by their principal axes; one that
+    is steeper than 35 degrees, or small, is no ground, and there is no hole. The footprint
     is where removed Gaussians fall on it and few kept ones do: every cell there gets a copy of a Gaussian from beyond
     the shadow, moved within the plane, so that grain and flatness are the surroundings'. Then the mean colour around
     each Gaussian in the footprint and the shadow is replaced by what the ring beyond it says,
@@ -126,7 +153,8 @@ def fill(
     """
     from scipy.spatial import KDTree
 
-    nothing = kept[torch.zeros(0, dtype=torch.long)], torch.zeros(len(kept), dtype=torch.bool), kept.sh[:0]
+    no = torch.zeros(len(kept), dtype=torch.bool)
+    nothing = kept[:0], no, kept.sh[:0], no
     where, removed = kept.means.detach().cpu(), gone.means.detach().cpu()
     solid = kept.logits.detach().cpu() > 0  # opacity above one half
     size = float((removed - removed.median(0).values).norm(dim=1).quantile(0.9))
@@ -142,10 +170,9 @@ def fill(
     for _ in range(2):  # without what else it touched
         middle, axes, off = _plane(where[touching][off <= 2.5 * off.median().clamp(min=1e-6)])
         off = ((where[touching] - middle) @ axes[2]).abs()
-    if (axes[2] @ upwards).abs() < math.cos(math.radians(35)):
-        axes = torch.linalg.svd(upwards[None]).Vh[[1, 2, 0]]
-        middle = middle - ((middle - foot.median(0).values) @ upwards) * upwards
-        off = ((where[touching] - middle) @ axes[2]).abs()
+    ring = (where[touching] - middle) @ axes[:2].T
+    if (axes[2] @ upwards).abs() < math.cos(math.radians(35)) or ring.norm(dim=1).median() < 0.15 * size:
+        return nothing  # a wall that it leant on, a string that it hung on: no ground
     flat, across = axes[:2], axes[2]
     thickness = max(float(off.median()) * 2, 0.02 * size)
 
@@ -155,11 +182,15 @@ def fill(
     level = (((where - middle) @ across).abs() <= 2.5 * thickness) & solid
     rgb = (0.5 + _Y0 * kept.sh.detach().cpu()[:, 0]).clamp(min=0.02)
     hue = rgb / rgb.sum(1, keepdim=True)  # other things stand there too; a shadow changes the brightness alone
-    off = (hue - hue[level].median(0).values).abs().amax(1)
-    level &= off <= (5 * off[level].median()).clamp(min=0.06)
+    off = (hue - hue[touching & level].median(0).values).abs().amax(1)
+    level &= off <= (5 * off[touching & level].median()).clamp(0.06, 0.1)
+    height = (where - middle) @ (across * torch.sign(across @ upwards))
+    low_down = (height > -2.5 * thickness) & (height < 0.25 * size) & ~level
     under = KDTree(on_plane(removed).numpy())
     distance = torch.full((len(where),), torch.inf)
     distance[level] = torch.from_numpy(under.query(on_plane(where[level]).numpy())[0]).float()
+    debris = no.clone()
+    debris[low_down] = torch.from_numpy(under.query(on_plane(where[low_down]).numpy())[0] < 0.1 * size)
     shaded = distance < shadow * size
     beyond = (distance >= shadow * size) & (distance < 2 * shadow * size)
     donors = (beyond if int(beyond.sum()) >= 12 else level).nonzero()[:, 0]
@@ -172,7 +203,12 @@ def fill(
     places = low + (torch.cartesian_prod(*(torch.arange(int(n)) for n in count)).view(-1, 2) + 0.5) * gap
     taken = torch.from_numpy(KDTree(ground.numpy()).query(places.numpy())[0])
     below = torch.from_numpy(under.query(places.numpy())[0])
-    places = places[(taken > 0.9 * gap) & (below < 3 * gap)]
+    # A hole has ground all round it: under what stood out over an edge there was none.
+    _, around = KDTree(ground.numpy()).query(places.numpy(), k=min(600, len(ground)))
+    offset = ground[torch.from_numpy(around).reshape(len(places), -1)] - places[:, None]
+    quarter = (offset[..., 0] > 0).long() * 2 + (offset[..., 1] > 0).long()
+    enclosed = torch.stack([(quarter == k).any(1) for k in range(4)]).sum(0) >= 4
+    places = places[(taken > 0.9 * gap) & (below < 3 * gap) & enclosed]
     source = donors[torch.randint(len(donors), (len(places),), generator=generator)]
     copies = kept[source.to(kept.means.device)]
     offset = ((where[source] - middle) @ across)[:, None] * across
@@ -196,7 +232,7 @@ def fill(
         sh[:, 0] += fade * (wanted - sh[:, 0][torch.from_numpy(index).reshape(len(here), -1)].mean(1))
     sh = sh.to(kept.sh)
     new = Scene(new.means, new.quats, new.log_scales, new.logits, sh[count:])
-    return new, shaded.to(kept.means.device), sh[:count]
+    return new, shaded.to(kept.means.device), sh[:count], debris.to(kept.means.device)
 
 
 def whole(scene: Scene, chosen: Tensor, neighbours: int = 24, rounds: int = 4) -> Tensor:  # [N] bool -> [N] bool
@@ -212,16 +248,54 @@ def whole(scene: Scene, chosen: Tensor, neighbours: int = 24, rounds: int = 4) -
     return closed.to(chosen.device)
 
 
-def within(scene: Scene, chosen: Tensor, reach: float = 0.25) -> Tensor:  # [N] bool -> [N] bool
-    """Gaussians that lie near chosen ones: closer than `reach` of the chosen part's radius."""
+def orphans(scene: Scene, chosen: Tensor) -> Tensor:  # [N] bool -> [N] bool
+    """What would hang in the air without the chosen part: the other Gaussians in pieces that touch it and nothing else,
+    each smaller than a quarter of it. Two Gaussians touch that are nearer than three times the usual gap."""
     from scipy.spatial import KDTree
 
-    if not chosen.any():
+    rest = (~chosen & (scene.logits > -2)).nonzero()[:, 0].cpu()
+    if not len(rest) or not chosen.any():
+        return torch.zeros_like(chosen)
+    where = scene.means.detach().cpu()
+    gap = 3 * _spacing(where)
+    piece = _pieces(where[rest], gap)
+    count = int(piece.max()) + 1
+    size = np.bincount(piece, minlength=count)
+    near = KDTree(where[chosen.cpu()].numpy()).query(where[rest].numpy(), distance_upper_bound=2 * gap)[0] < 2 * gap
+    touches = np.bincount(piece, weights=near, minlength=count) > 0
+    loose = (touches & (size < 0.25 * int(chosen.sum())))[piece]
+    found = torch.zeros(len(scene), dtype=torch.bool)
+    found[rest[torch.from_numpy(loose)]] = True
+    faint = (~chosen & (scene.logits <= -2)).nonzero()[:, 0].cpu()  # what is hardly there goes with what it clung to
+    if len(faint):
+        part = where[chosen.cpu() | found]
+        found[faint[torch.from_numpy(KDTree(part.numpy()).query(where[faint].numpy())[0] < gap)]] = True
+    return found.to(chosen.device)
+
+
+def reached(scene: Scene, weight: Tensor, high: float, low: float) -> Tensor:  # [N] -> [N] bool
+    """Hysteresis (Canny, IEEE PAMI 1986): Gaussians of at least `high`, and those of at least `low` that hang together
+    with them, neighbour by neighbour, each step shorter than five times the usual gap: a balloon's string."""
+    chosen = weight >= high
+    weak = (weight >= low).nonzero()[:, 0].cpu()
+    if not len(weak):
         return chosen
-    part = scene.means[chosen].detach().cpu()
-    radius = float((part - part.median(0).values).norm(dim=1).quantile(0.9))
-    distance, _ = KDTree(part.numpy()).query(scene.means.detach().cpu().numpy())
-    return torch.from_numpy(distance <= reach * radius).to(chosen.device)
+    where = scene.means.detach().cpu()
+    piece = _pieces(where[weak], 5 * _spacing(where))
+    strong = np.bincount(piece, weights=chosen.cpu()[weak].numpy()) > 0
+    found = torch.zeros(len(scene), dtype=torch.bool)
+    found[weak[torch.from_numpy(strong[piece])]] = True
+    return found.to(chosen.device) | chosen
+
+
+def _pieces(where: Tensor, gap: float) -> np.ndarray:  # [M, 3] -> [M] number of the piece that each belongs to
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial import KDTree
+
+    pairs = KDTree(where.numpy()).query_pairs(gap, output_type="ndarray")
+    graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(where), len(where)))
+    return connected_components(graph, directed=False)[1]
 
 
 def _plane(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # [M, 3] -> [3], [3, 3], [M]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sdsedit.camera import orbit
 from sdsedit.representations.splats import Scene, pictures
-from sdsedit.splats.seed import coloured, fill, hull, project, seeds
+from sdsedit.splats.seed import coloured, fill, hull, orphans, project, reached, seeds, shell
 
 SIZE = 64
 Y0 = 0.28209479177387814
@@ -99,7 +99,7 @@ def test_a_hole_in_a_floor_is_closed_with_copies_of_the_floor():
         for r, y in ((0.34, -0.02), (0.2, -0.02), (0.3, -0.3))
     ]
     gone = gaussians(torch.cat(rim), torch.tensor([0.9, 0.1, 0.1]), 0.1)
-    new, shaded, _ = fill(kept, gone, torch.Generator().manual_seed(0))
+    new, shaded, *_ = fill(kept, gone, torch.Generator().manual_seed(0))
     assert len(new) > 20 and shaded.any()
     flat = new.means[:, [0, 2]].norm(dim=1)
     assert flat.max() < 0.5  # only where the hole is
@@ -120,7 +120,7 @@ def test_what_touches_nothing_leaves_no_hole():
     gone = gaussians(
         torch.randn(100, 3, generator=torch.Generator().manual_seed(0)) * 0.1 - torch.tensor([0, 3.0, 0]), torch.ones(3)
     )
-    new, shaded, lit = fill(kept, gone, torch.Generator().manual_seed(0))
+    new, shaded, lit, _ = fill(kept, gone, torch.Generator().manual_seed(0))
     assert not len(new) and not shaded.any() and not len(lit)
 
 
@@ -134,7 +134,7 @@ def test_a_shadow_goes_with_what_cast_it_and_the_grain_stays():
     low = torch.randn(200, 3, generator=torch.Generator().manual_seed(2))
     low = 0.3 * low / low.norm(dim=1, keepdim=True)
     gone = gaussians(low - torch.tensor([0, 0.32, 0]), torch.tensor([0.9, 0.1, 0.1]), 0.1)
-    _, shaded, lit = fill(kept, gone, torch.Generator().manual_seed(0))
+    _, shaded, lit, debris = fill(kept, gone, torch.Generator().manual_seed(0))
     inner = (away < 0.25) & shaded
     sh = kept.sh.clone()
     sh[shaded] = lit
@@ -144,3 +144,39 @@ def test_a_shadow_goes_with_what_cast_it_and_the_grain_stays():
     torch.testing.assert_close(level[inner].mean(0), outer, rtol=0, atol=0.04)
     assert level[inner].std(0).min() > 0.003
     assert torch.equal(sh[~shaded], kept.sh[~shaded])
+    assert not debris.any()
+
+
+def test_the_shell_of_a_box_is_its_surface():
+    points = torch.cartesian_prod(*(torch.arange(n) * 0.1 for n in (5, 6, 7)))
+    assert len(shell(points, 0.1)) == 5 * 6 * 7 - 3 * 4 * 5
+
+
+def test_what_would_hang_in_the_air_goes_along():
+    ground = floor()
+    body = gaussians(
+        0.02 * torch.cartesian_prod(*(torch.arange(8.0),) * 3) - torch.tensor([0, 0.3, 0]), torch.ones(3), 0.02
+    )
+    leaf = gaussians(
+        0.02 * torch.cartesian_prod(*(torch.arange(3.0),) * 3) - torch.tensor([0, 0.38, 0]), torch.ones(3), 0.02
+    )
+    far = gaussians(leaf.means + torch.tensor([0.8, 0, 0]), torch.ones(3), 0.02)
+    scene = Scene.cat(ground, body, leaf, far)
+    chosen = torch.zeros(len(scene), dtype=torch.bool)
+    chosen[len(ground) : len(ground) + len(body)] = True
+    loose = orphans(scene, chosen)
+    assert loose[len(ground) + len(body) : -len(far)].all()
+    assert not loose[: len(ground) + len(body)].any() and not loose[-len(far) :].any()
+
+
+def test_a_string_goes_with_its_balloon_and_the_table_stays():
+    ground = floor(hole=0.05)
+    string = gaussians(torch.tensor([[0.0, -0.02 * k, 0.0] for k in range(15)]), torch.ones(3), 0.02)
+    balloon = gaussians(
+        0.02 * torch.cartesian_prod(*(torch.arange(6.0),) * 3) - torch.tensor([0, 0.4, 0]), torch.ones(3), 0.02
+    )
+    scene = Scene.cat(ground, string, balloon)
+    weight = torch.cat([torch.full((len(ground),), 0.1), torch.full((15,), 0.3), torch.full((len(balloon),), 0.9)])
+    chosen = reached(scene, weight, 0.4, 0.2)
+    assert not chosen[: len(ground)].any() and chosen[len(ground) :].all()
+    assert torch.equal(reached(scene, weight, 0.4, 0.35), weight >= 0.4)

@@ -20,14 +20,14 @@ from training.splat_scenes import FOLDER, WORLDS, look, measure, surface
 @pytest.fixture(scope="module", params=list(WORLDS))
 def scene(request: pytest.FixtureRequest):
     name = request.param
-    return name, read(FOLDER / f"{name}.ply"), look(WORLDS[name], 4, 96, start=31.0, supersample=3)
+    return name, read(FOLDER / f"{name}.ply"), look(WORLDS[name], 3, 320, start=31.0)
 
 
 def test_the_shipped_scene_looks_like_its_solids(scene):
     _, splats, views = scene
     found = measure(splats, views)
-    assert found["psnr"] > 26 and found["worst"] > 24  # of 96 pixels, most of which see an edge; 33 and more at 320
-    assert found["outside"] < 0.01
+    assert found["psnr"] > 31 and found["worst"] > 29
+    assert found["outside"] < 0.004
 
 
 def test_the_shipped_scene_is_small_and_without_view_dependent_colour(scene):
@@ -68,4 +68,4 @@ def test_points_of_the_start_lie_on_the_surfaces_and_face_outwards():
     assert np.allclose(start.log_scales[:, 2] - start.log_scales[:, 0], math.log(0.12), atol=1e-5)
     with torch.no_grad():
         image = Scene.of(start).render(views.cameras).image
-    assert float(psnr(image.permute(0, 3, 1, 2).clamp(0, 1), views.pictures.permute(0, 3, 1, 2)).mean()) > 17
+    assert float(psnr(image.permute(0, 3, 1, 2).clamp(0, 1), views.pictures.permute(0, 3, 1, 2)).mean()) > 14
