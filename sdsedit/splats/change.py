@@ -30,7 +30,7 @@ from sdsedit.guidance.refine import Refine
 from sdsedit.io.splats import Splats
 from sdsedit.metrics import psnr
 from sdsedit.prior.base import Prior, Text
-from sdsedit.representations.splats import Rates, Scene, SceneViews, held_out, pictures
+from sdsedit.representations.splats import Anchor, Rates, Scene, SceneViews, held_out, pictures
 from sdsedit.request import Edit, EditConfig, check_number, check_request, check_whole, encode_prompts, words_to_find
 from sdsedit.splats import densify
 from sdsedit.splats.locate import (
@@ -63,7 +63,7 @@ class SplatConfig:
     strength: float = 1.0  # 0.1 .. 10, multiplies the method's step size
     views: int = 16  # of the automatic orbit, 4 .. 256; every fourth is only measured with
     threshold: float = THRESHOLD  # of a weight, 0 .. 1: which Gaussians are in the edit
-    distillation: float = 0.5  # share of the picture's gradient; the edited views have the rest
+    distillation: float = 0.3  # share of the picture's gradient; the edited views have the rest
     added: int = 2500  # new Gaussians for what is added, at most
     background: tuple[float, float, float] = (0.62, 0.79, 0.95)  # behind the scene, 0 .. 1; unlike what is in it
     up: tuple[float, float, float] = (0.0, -1.0, 0.0)  # of the world
@@ -114,6 +114,9 @@ class SplatResult:
     seconds: dict[str, float]  # "renderer", "model", "rest", "all"
 
 
+_FREE = Anchor()
+
+
 @dataclass(frozen=True)
 class _Recipe:
     """What suits a kind of edit."""
@@ -123,18 +126,23 @@ class _Recipe:
     starts: tuple[float, ...]  # t from which the edited views are drawn: at first, and each time that they are renewed
     grows: bool = False
     in_place: bool = False  # its shape stays
+    anchor: Anchor = _FREE
 
 
 _BETWEEN = 2  # steps towards the edited views for each one of distillation
 _TOO_SMALL = 0.002  # share of a view: what is smaller there is not edited in it
 _CLEAR = -3.0  # logit of the opacity below which a Gaussian is dropped
 _PICTURE_STEPS = 30  # of the picture's editor, in each view
-_SHAPE = Rates(means=0.0015, quats=0.003, log_scales=0.005, logits=0.03, sh=0.03)
+_SHAPE = Rates(means=0.003, quats=0.004, log_scales=0.01, logits=0.08, sh=0.04)
 _COLOUR = Rates(means=0, quats=0, log_scales=0, logits=0, sh=0.06)
 _RECIPES: dict[str, _Recipe] = {
-    "recolour": _Recipe(60, _COLOUR, (0.0,), in_place=True),
+    "recolour": _Recipe(60, _COLOUR, (0.88,), in_place=True),
     "restyle": _Recipe(
-        80, replace(_SHAPE, means=0.001, log_scales=0.004, quats=0.002, logits=0.0), (0.0,), in_place=True
+        80,
+        replace(_SHAPE, means=0.001, log_scales=0.004, quats=0.002, logits=0.0),
+        (0.0,),
+        in_place=True,
+        anchor=Anchor(shape=0.3),
     ),
     "replace": _Recipe(150, _SHAPE, (0.98, 0.75), grows=True),
     "add": _Recipe(150, _SHAPE, (0.98,), grows=True),
@@ -438,6 +446,7 @@ class _Work:
             self.generator,
             distillation=config.distillation,
             terms={"edited views": (1 - config.distillation, self._likeness)},
+            anchor=self.recipe.anchor,
             masks=self.masks,
             between=_BETWEEN if config.distillation < 1 else 0,
             tend=self._tend,
@@ -461,7 +470,8 @@ class _Work:
         if self.kind == "add":  # what comes stands out
             centre = centre + 0.25 * radius * torch.tensor(self.config.up).to(centre)
             radius *= 1.25 if self.host is not None else 2.0
-        return closer(self.working, centre, radius, fill=0.8, up=self.config.up), radius
+        fill = 0.5 if self.recipe.in_place else 0.8  # what is to stay a balloon must look like one, with air round it
+        return closer(self.working, centre, radius, fill=fill, up=self.config.up), radius
 
     def _masks(self, rows: Tensor) -> Tensor:  # [N] bool -> [V, 1, H, W], 0 or 1
         """Where each view may change: what the rows cover, somewhat wider, for a new shape is not the old one. For what
@@ -494,7 +504,9 @@ class _Work:
         assert views is not None
         centre, radius = bounds(self.scene.means, self.place_rows())
         stands = self._depth(plate, self.near)
-        points, cell = hull(self.shown, self.near, stands, centre, 2.0 * radius, level=0.5, agree=0.6)
+        points, cell = hull(
+            self.shown, self.near, stands, centre, 2.0 * radius, level=0.5, agree=0.75 if self.kind == "add" else 0.6
+        )
         if not len(points):
             raise InputRefused(
                 "The edited views do not agree on what should come; try another seed, or say more about it."
@@ -527,12 +539,15 @@ class _Work:
         elif self.recipe.in_place and not self.views.taken:  # its shape stays: the picture's own editor keeps it too
             request = replace(self.about, mask=mask if mask.min() < 1 else None)
             steps = min(self.method.steps, _PICTURE_STEPS)
-            again = 0.0 if self.kind == "restyle" else None  # redrawn, a place takes the things that stand on it along
+            # Redrawn from much noise a thing has its new colour; a place would take the things that stand on it along.
+            again = 0.0 if self.kind == "restyle" else self.recipe.starts[0]
             settings = EditConfig(self.method, steps, self.config.seed, refine=again)
             edited = edit(was, self.prior, request, settings).image
         else:
-            # Noise of its own for every view: with the same, a thing drawn left of the middle is so from everywhere.
-            generator = torch.Generator().manual_seed(self.config.seed + view)
+            # The same noise draws the same crown in every view. In a wide place each view has its own: a thing drawn
+            # left of the middle would be left of it from everywhere.
+            own = view if self.kind == "replace" else 0
+            generator = torch.Generator().manual_seed(self.config.seed + own)
             refine = Refine(**{**self.prior.editing.get("refine", {}), "start": start})
             first = not self.views.taken
             z, z_src = self.prior.encode(now), self.prior.encode(was if first else self.plates[view : view + 1])
@@ -570,7 +585,7 @@ class _Work:
         if self.recipe.rates.logits > 0:
             away = (wanted - self.background.view(1, 3, 1, 1)).abs().amax(1, keepdim=True)
             mask = self.masks[view : view + 1] > 0.3
-            loss = loss + ((alpha - (away / 0.15).clamp(max=1)).abs() * mask).mean() / 0.1
+            loss = loss + ((alpha - (away / 0.15).clamp(max=1)).abs() * mask).mean() / 0.05
         found = self.prior.encoder_features(image)
         for f, w in zip(found, self.features[view], strict=True):
             loss = loss + (F.normalize(f, dim=1) - F.normalize(w, dim=1)).square().sum(1).mean() / len(found)
@@ -661,7 +676,7 @@ class _Work:
         views = self.views
         assert self.place is not None
         own, parent = views.rows(), views.labels["parent"]
-        alive = own.logits > (-torch.inf if self.kind == "delete" else _CLEAR)
+        alive = own.logits > (_CLEAR if self.recipe.grows else -torch.inf)
         if self.recipe.grows and self.steps_done:  # what few of the edited views show is fog
             fresh = (parent < 0) & (views.labels["weight"] > 0)
             kept_now = Scene.cat(self.scene[self.kept_rows], own[~fresh])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -178,7 +179,7 @@ def check_laws(source: Splats, result: SplatResult, folder: Path) -> None:
     assert (np.diff(parent[first]) > 0).all() and not first[result.kept + result.changed :].any()  # new ones are last
     assert same_bits(rows(edited, first), rows(source, parent[first])).sum() == result.kept
     assert result.max_change_outside == 0
-    assert 0 <= result.weight.min() and result.weight.max() <= 1 and result.weight.dtype == np.float32
+    assert result.weight.min() >= 0 and result.weight.max() <= 1 and result.weight.dtype == np.float32
     assert edited.comments == source.comments and edited.order == source.order and list(edited.extra) == [*source.extra]
     for name, column in source.extra.items():
         values = edited.extra[name]
@@ -332,10 +333,10 @@ def test_progress_is_told(edited: tuple[str, SplatResult, list[Progress]]):
     assert told[0].weight is None
     after = told[stages.index("found") :]
     indices = [each.index for each in (after if kind in ("replace", "add") else told)]
-    assert all(a < b for a, b in zip(indices, indices[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(indices))
     for each in after:
         weight = each.weight
-        assert weight is not None and weight.shape == (len(scene()),) and 0 <= weight.min() and weight.max() <= 1
+        assert weight is not None and weight.shape == (len(scene()),) and weight.min() >= 0 and weight.max() <= 1
         assert (each.stats != {}) == (each.stage == "changing")
 
 
