@@ -78,20 +78,19 @@ CASES = (
          {"noun": "apple", "accessory": "crown"}),
     Case("purple-apple", "still-life", "a purple apple, a pear and a cup on a wooden table", "apple",
          {"noun": "apple", "colour": "purple"}),
-    Case("pear-to-balloon", "still-life", "an apple, a balloon and a cup on a wooden table", "pear",
-         {"noun": "balloon"}),
-    Case("no-cup", "still-life", "an apple and a pear on a wooden table", "cup", {"noun": "nothing"}),
+    Case("no-cup", "still-life", "an apple and a pear on a wooden table", "cup", {"noun": "no cup"}),
     Case("table-to-grass", "still-life", "an apple, a pear and a cup on grass", "apple",
          {"background": "grass"}, "restyle"),
-    Case("hat-to-crown", "snowman", "a snowman wearing a crown and a balloon on snow", "snowman",
-         {"noun": "snowman", "accessory": "crown"}),
+    Case("balloon-to-pear", "snowman", "a snowman wearing a top hat and a pear on snow", "balloon", {"noun": "pear"}),
     Case("blue-balloon", "snowman", "a snowman wearing a top hat and a blue balloon on snow", "balloon",
          {"noun": "balloon", "colour": "blue"}),
-    Case("no-balloon", "snowman", "a snowman wearing a top hat on snow", "balloon", {"noun": "nothing"}),
+    Case("no-balloon", "snowman", "a snowman wearing a top hat on snow", "balloon", {"noun": "no balloon"}),
+    Case("snow-to-sand", "snowman", "a snowman wearing a top hat and a balloon on sand", "snowman",
+         {"background": "sand"}, "restyle"),
 )  # fmt: skip
 
 BACKGROUND = torch.tensor(SplatConfig.background)
-STRIP = ("crown-on-apple", "purple-apple", "no-cup", "blue-balloon")
+STRIP = ("purple-apple", "table-to-grass", "no-cup", "crown-on-apple")
 
 
 def load(name: str) -> tuple[Splats, dict[str, int]]:
@@ -209,11 +208,15 @@ def close_ups(scene: Scene, rows: Tensor, size: int = 128, count: int = 8) -> Ca
 
 @torch.no_grad()
 def reading(judge: Judge, scene: Scene, cameras: Cameras, wanted: dict[str, str]) -> dict[str, float]:
-    """The share of the views in which the judge reads each answer, and all of them."""
+    """The share of the views in which the judge reads each answer, and all of them; "no cup" is any but a cup."""
     views = pictures(scene, cameras, torch.ones(3))
-    answers = judge.read(views)
-    shares = {name: float(np.mean([answer[name] == value for answer in answers])) for name, value in wanted.items()}
-    shares["all"] = float(np.mean([all(answer[n] == v for n, v in wanted.items()) for answer in answers]))
+
+    def fits(answer: str, value: str) -> bool:
+        return answer != value.removeprefix("no ") if value.startswith("no ") else answer == value
+
+    read = [{name: fits(answer[name], value) for name, value in wanted.items()} for answer in judge.read(views)]
+    shares = {name: float(np.mean([each[name] for each in read])) for name in wanted}
+    shares["all"] = float(np.mean([all(each.values()) for each in read]))
     return shares
 
 

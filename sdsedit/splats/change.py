@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sdsedit.attention.words import changed_words, clause, find_words, one_clause, removed_words
 from sdsedit.camera import Cameras, frame
-from sdsedit.edit import StepReport, distill, edit
+from sdsedit.edit import StepReport, distill
 from sdsedit.errors import InputRefused
 from sdsedit.guidance import configured
 from sdsedit.guidance.base import Guidance, Prompts
@@ -30,9 +30,10 @@ from sdsedit.guidance.refine import Refine
 from sdsedit.io.splats import Splats
 from sdsedit.metrics import psnr
 from sdsedit.prior.base import Prior, Text
-from sdsedit.representations.splats import Anchor, Rates, Scene, SceneViews, held_out, pictures
+from sdsedit.representations.splats import Anchor, Rates, Scene, SceneViews, held_out, pictures, with_colour
 from sdsedit.request import Edit, EditConfig, check_number, check_request, check_whole, encode_prompts, words_to_find
 from sdsedit.splats import densify
+from sdsedit.splats.imagine import imagine, repainted
 from sdsedit.splats.locate import (
     SEEN,
     THRESHOLD,
@@ -45,7 +46,20 @@ from sdsedit.splats.locate import (
     locate,
     sharpen,
 )
-from sdsedit.splats.seed import asked, coloured, fill, hull, orphans, project, reached, seeds, shell, whole
+from sdsedit.splats.seed import (
+    asked,
+    facing,
+    fill,
+    hull,
+    largest,
+    orphans,
+    project,
+    reached,
+    seeds,
+    shell,
+    told,
+    whole,
+)
 from sdsedit.splats.survey import check_cameras, spread
 
 Kind = Literal["recolour", "restyle", "replace", "add", "delete"]
@@ -63,8 +77,8 @@ class SplatConfig:
     strength: float = 1.0  # 0.1 .. 10, multiplies the method's step size
     views: int = 16  # of the automatic orbit, 4 .. 256; every fourth is only measured with
     threshold: float = THRESHOLD  # of a weight, 0 .. 1: which Gaussians are in the edit
-    distillation: float = 0.3  # share of the picture's gradient; the edited views have the rest
-    added: int = 2500  # new Gaussians for what is added, at most
+    distillation: float = 0.1  # share of the picture's gradient; the edited views have the rest
+    added: int = 6000  # new Gaussians for what is added, at most
     background: tuple[float, float, float] = (0.62, 0.79, 0.95)  # behind the scene, 0 .. 1; unlike what is in it
     up: tuple[float, float, float] = (0.0, -1.0, 0.0)  # of the world
     size: int | None = None  # side of a view in pixels; None: the model's native side
@@ -123,30 +137,31 @@ class _Recipe:
 
     steps: int
     rates: Rates
-    starts: tuple[float, ...]  # t from which the edited views are drawn: at first, and each time that they are renewed
-    grows: bool = False
-    in_place: bool = False  # its shape stays
+    starts: tuple[float, ...] = ()  # t from which each view is drawn: at first, and each time that it is renewed
+    together: float | None = None  # t from which all views are drawn at once, by one scene; None: they are not
+    grows: bool = False  # new Gaussians
     anchor: Anchor = _FREE
 
 
 _BETWEEN = 2  # steps towards the edited views for each one of distillation
 _TOO_SMALL = 0.002  # share of a view: what is smaller there is not edited in it
 _CLEAR = -3.0  # logit of the opacity below which a Gaussian is dropped
-_PICTURE_STEPS = 30  # of the picture's editor, in each view
+_DRAWING_STEPS = 16  # in which all views together are drawn
 _SHAPE = Rates(means=0.003, quats=0.004, log_scales=0.01, logits=0.08, sh=0.04)
 _COLOUR = Rates(means=0, quats=0, log_scales=0, logits=0, sh=0.06)
 _RECIPES: dict[str, _Recipe] = {
-    "recolour": _Recipe(60, _COLOUR, (0.88,), in_place=True),
+    "recolour": _Recipe(60, _COLOUR, together=0.98),
     "restyle": _Recipe(
         80,
-        replace(_SHAPE, means=0.001, log_scales=0.004, quats=0.002, logits=0.0),
-        (0.0,),
-        in_place=True,
+        Rates(means=0.001, quats=0.002, log_scales=0.004, logits=0, sh=0.04),
+        together=0.98,
         anchor=Anchor(shape=0.3),
     ),
-    "replace": _Recipe(150, _SHAPE, (0.98, 0.75), grows=True),
-    "add": _Recipe(150, _SHAPE, (0.98,), grows=True),
-    "delete": _Recipe(0, _COLOUR, ()),
+    # What replaces a thing is as wide as that was; each view's own drawing of it differs too much.
+    "replace": _Recipe(60, replace(_SHAPE, means=0.001, logits=0.04), (0.98,), together=0.75, grows=True),
+    # A crown's spikes would be averaged away by that; the views come closer to each other each time they are renewed.
+    "add": _Recipe(180, _SHAPE, (0.98, 0.6, 0.5, 0.4), grows=True),
+    "delete": _Recipe(0, _COLOUR),
 }
 
 
@@ -311,9 +326,8 @@ class _Work:
         working, self.measured = held_out(cameras)
         self.working = cameras[list(working)]
         self.done = 0
-        self.total = (
-            2 * -(-len(self.working) // VIEWS_AT_ONCE) + 1 + (len(self.working) + self.steps if self.steps else 0)
-        )
+        drawing = (len(self.working) if self.recipe.grows else 0) + (_DRAWING_STEPS if self.recipe.together else 0)
+        self.total = 2 * -(-len(self.working) // VIEWS_AT_ONCE) + 1 + (drawing + self.steps if self.steps else 0)
         self.stopped = ""
         self.views: SceneViews | None = None
         self.place: Place | None = None
@@ -352,7 +366,7 @@ class _Work:
         self._report("found", {}, lambda: pictures(self.scene, self.working[0], self.background))
         if self.stopped:
             return
-        if place.chosen(self.config.threshold).all():
+        if place.everywhere(self.config.threshold):
             if self.kind == "delete":
                 raise InputRefused(
                     "The words were found everywhere, so nothing would be left; name others with --words, or raise "
@@ -410,7 +424,7 @@ class _Work:
         goes = kind in ("delete", "replace")
         if goes:  # and goes whole, its rim and its straw too
             chosen = whole(scene, reached(scene, self.place.weight, config.threshold, 0.45 * config.threshold))
-            chosen = chosen | orphans(scene, chosen)
+            chosen = chosen | orphans(scene, chosen, config.up)
         none = torch.zeros_like(chosen)
         self.removed = chosen if goes else none
         moving, still, lit = none if kind == "add" else chosen, scene[:0], scene.sh[:0]
@@ -455,13 +469,19 @@ class _Work:
             return
         self.wanted, self.shown = self.before.clone(), torch.zeros_like(self.masks)
         self.features: dict[int, tuple[Tensor, ...]] = {}
+        if not self.recipe.grows:
+            self._imagine_together(scene[self.kept_rows], own)
+            return
         for view in range(len(self.near)):
             self._imagine(view, self.recipe.starts[0])
             self.done += 1
             if self._report("imagining", {}, lambda view=view: self.wanted[view : view + 1]) is False:
                 return
-        if self.recipe.grows:
-            self._sow(plate)
+        new = self._sow(plate)
+        if self.recipe.together:
+            new = self._imagine_together(plate, new)
+        if not self.stopped:
+            self._add(new)
 
     def _closer(self, chosen: Tensor) -> tuple[Cameras, float]:
         """Cameras on what changes and on what it belongs to, as pictures of such things are taken; its radius."""
@@ -470,7 +490,7 @@ class _Work:
         if self.kind == "add":  # what comes stands out
             centre = centre + 0.25 * radius * torch.tensor(self.config.up).to(centre)
             radius *= 1.25 if self.host is not None else 2.0
-        fill = 0.5 if self.recipe.in_place else 0.8  # what is to stay a balloon must look like one, with air round it
+        fill = 0.8 if self.recipe.grows else 0.5  # what is to stay a balloon must look like one, with air round it
         return closer(self.working, centre, radius, fill=fill, up=self.config.up), radius
 
     def _masks(self, rows: Tensor) -> Tensor:  # [N] bool -> [V, 1, H, W], 0 or 1
@@ -492,27 +512,47 @@ class _Work:
             mine[len(self.scene) :] = 1
         cover = torch.cat([shown.paint(mine, self.near[k]) for k in range(len(self.near))]).permute(0, 3, 1, 2)
         reach = self.prior.factor * (3 if self.recipe.grows else 1)
-        return F.max_pool2d((cover > 0.3).float(), 2 * reach + 1, stride=1, padding=reach)
+        masks = F.max_pool2d((cover > 0.3).float(), 2 * reach + 1, stride=1, padding=reach)
+        if self.recipe.grows:  # what stands before it stays before it
+            _, z = project(shown.means[mine[:, 0] > 0], self.near)
+            first, last = z.quantile(0.02, dim=1), z.quantile(0.98, dim=1)
+            stands = self._depth(self.scene if self.kind == "add" else self.scene[~rows], self.near)
+            masks = masks * (stands >= (first - 0.25 * (last - first))[:, None, None]).float()[:, None]
+        return masks
 
     def _depth(self, scene: Scene, cameras: Cameras) -> Tensor:  # [V, H, W], inf where nothing stands
         drawn = [scene.render(cameras[k], self.background) for k in range(len(cameras))]
         return torch.cat([torch.where(d.alpha > 0.5, d.depth / d.alpha.clamp(min=1e-6), torch.inf) for d in drawn])
 
-    def _sow(self, plate: Scene) -> None:
-        """Gaussians on the surface of what the edited views agree on, in their colours."""
-        views = self.views
-        assert views is not None
+    def _sow(self, plate: Scene) -> Scene:
+        """Gaussians on the surface of what the edited views agree on, each in the colour that the view in front of it
+        gives it."""
         centre, radius = bounds(self.scene.means, self.place_rows())
         stands = self._depth(plate, self.near)
-        points, cell = hull(
-            self.shown, self.near, stands, centre, 2.0 * radius, level=0.5, agree=0.75 if self.kind == "add" else 0.6
-        )
+        agree = 0.75 if self.kind == "add" else 0.8
+        points, cell = hull(self.shown, self.near, stands, centre, 2.0 * radius, level=0.5, agree=agree)
+        if len(points):  # finer, now that it is known where and how large
+            points = largest(points, cell)
+            low, high = points.min(0).values, points.max(0).values
+            box = 0.55 * float((high - low).amax()) + cell
+            points, cell = hull(self.shown, self.near, stands, (low + high) / 2, box, level=0.5, agree=agree)
         if not len(points):
             raise InputRefused(
                 "The edited views do not agree on what should come; try another seed, or say more about it."
             )
-        new = seeds(shell(points, cell), cell, self.config.added, self.scene.sh.shape[1], self.generator, opacity=0.6)
-        new = coloured(new, self.wanted, self.near, self._depth(Scene.cat(plate, new), self.near) + 2 * cell)
+        points = largest(points, cell)
+        view = facing(points, self.shown, self.near, stands, self.config.up)
+        carved = points[told(self.shown, points, self.near, view)[:, 0] >= 0.5]
+        points = shell(largest(carved, cell) if len(carved) else points, cell)
+        count = min(self.config.added, len(points))
+        new = seeds(points, cell, count, self.scene.sh.shape[1], self.generator, opacity=0.95)
+        view = facing(new.means, self.shown, self.near, stands, self.config.up)
+        return with_colour(new, told(self.wanted, new.means, self.near, view))
+
+    def _add(self, new: Scene) -> None:
+        """New rows, which the edit owns from now on."""
+        views = self.views
+        assert views is not None
         parameters = {name: torch.cat([p.detach(), getattr(new, name)]) for name, p in views.own.items()}
         moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in parameters.items()}
         labels = {f"{name} 0": p.clone() for name, p in parameters.items()}
@@ -527,44 +567,80 @@ class _Work:
         return chosen.float()
 
     def _imagine(self, view: int, start: float) -> None:
-        """What a view should become: its place edited under the target prompt, the rest as it was."""
+        """What a view should become: its place drawn anew under the target prompt, the rest as it was."""
         assert self.views is not None
         begun = time.perf_counter()
-        now, was, mask = self.views.picture(view), self.before[view : view + 1], self.masks[view : view + 1]
-        if self.recipe.grows and not self.views.taken:
-            now = was  # from what stands there now, not from the hole: something is to stand there again
-        mask = (mask > 0.3).float()
+        was, plate = self.before[view : view + 1], self.plates[view : view + 1]
+        mask = (self.masks[view : view + 1] > 0.3).float()
         if mask.mean() < _TOO_SMALL:  # hidden, in this view
-            edited = was
-        elif self.recipe.in_place and not self.views.taken:  # its shape stays: the picture's own editor keeps it too
-            request = replace(self.about, mask=mask if mask.min() < 1 else None)
-            steps = min(self.method.steps, _PICTURE_STEPS)
-            # Redrawn from much noise a thing has its new colour; a place would take the things that stand on it along.
-            again = 0.0 if self.kind == "restyle" else self.recipe.starts[0]
-            settings = EditConfig(self.method, steps, self.config.seed, refine=again)
-            edited = edit(was, self.prior, request, settings).image
+            edited, mask = plate, torch.zeros_like(mask)
         else:
             # The same noise draws the same crown in every view. In a wide place each view has its own: a thing drawn
             # left of the middle would be left of it from everywhere.
             own = view if self.kind == "replace" else 0
             generator = torch.Generator().manual_seed(self.config.seed + own)
             refine = Refine(**{**self.prior.editing.get("refine", {}), "start": start})
-            first = not self.views.taken
-            z, z_src = self.prior.encode(now), self.prior.encode(was if first else self.plates[view : view + 1])
-            if self.recipe.grows:
-                was = self.plates[view : view + 1]
+            first = not self.views.taken  # from what stands there now, not from the hole: something is to stand there
+            z = self.prior.encode(was if first else self.views.picture(view))
+            z_src = self.prior.encode(was if first else plate)
             cells = F.adaptive_avg_pool2d(mask, (z.shape[-2], z.shape[-1]))
             draw = partial(self.prior.schedule.draw, z, generator, 0.0, 1.0)
             for _, made in refine(self.prior, z, z_src, cells, self.near_prompts, draw):
                 z = made
             edited = self.prior.decode(z)
-            if self.recipe.grows:
-                mask = mask * self._shows(edited)
-                self.shown[view] = mask[0]
+            mask = mask * self._shows(edited) * self._differs(edited, self.plates[view : view + 1])
+        self.shown[view] = mask[0]
         soft = F.avg_pool2d(mask, 5, stride=1, padding=2, count_include_pad=False) * mask
-        self.wanted[view] = torch.lerp(was, edited, soft)[0]
+        self.wanted[view] = torch.lerp(plate, edited, soft)[0]
         self.features[view] = self.prior.encoder_features(self.wanted[view : view + 1])
         self.model_seconds += time.perf_counter() - begun
+
+    def _imagine_together(self, kept: Scene, new: Scene) -> Scene:
+        """What the views should become, drawn at once by one scene: the colours of `new` in it follow."""
+        views, first, start = self.views, new, self.recipe.together
+        assert views is not None and start is not None
+        begun = time.perf_counter()
+        before = pictures(Scene.cat(kept, new), self.near, self.background)
+        outside, masks = self.before, (self.masks > 0.3).float()
+        if self.recipe.grows:
+            ones = torch.zeros(len(kept) + len(new), 1).to(new.means)
+            ones[len(kept) :] = 1
+            both = Scene.cat(kept, new)
+            cover = torch.cat([both.paint(ones, self.near[k]) for k in range(len(self.near))]).permute(0, 3, 1, 2)
+            outside, masks = self.plates, F.max_pool2d((cover > 0.3).float(), 5, stride=1, padding=2)
+        where, looks = masks, [0.6, 0.35, 0.1]
+
+        def agree(drawn: Tensor, t: float) -> Tensor:
+            nonlocal new, where
+            if looks and t <= looks[0]:  # a sky of its own that is drawn round a thing is no colour of the thing
+                looks.pop(0)
+                air = (drawn - self.background.view(1, 3, 1, 1)).abs().amax(1, keepdim=True)
+                where = masks * torch.cat([self._shows(x[None]) for x in drawn]) * (air / 0.2).clamp(0, 1)
+                new = first
+            new, shown = repainted(kept, new, drawn, where, self.near, self.background)
+            return shown
+
+        def on_step(step: int, shown: Tensor) -> bool | None:
+            self.wanted = shown
+            self.done += 1
+            view = step % len(shown)
+            return self._report("imagining", {}, lambda: shown[view : view + 1])
+
+        imagine(
+            self.prior, self.near_prompts, before, outside, masks, agree,
+            torch.Generator().manual_seed(self.config.seed), start, _DRAWING_STEPS, on_step=on_step,
+        )  # fmt: skip
+        self.shown = where
+        if not self.recipe.grows and not self.stopped:  # what was half drawn is noise
+            views.own["sh"] = new.sh.clone().requires_grad_()
+        self.features = {k: self.prior.encoder_features(x[None]) for k, x in enumerate(self.wanted)}
+        self.model_seconds += time.perf_counter() - begun
+        return new
+
+    def _differs(self, edited: Tensor, plate: Tensor) -> Tensor:  # [1, 3, H, W] -> [1, 1, H, W] in 0..1
+        """Where an edited view shows neither what stands there without the edit nor the air around it."""
+        air = self.background.view(1, 3, 1, 1)
+        return torch.minimum((edited - plate).abs().amax(1), (edited - air).abs().amax(1))[:, None].div(0.3).clamp(0, 1)
 
     def _shows(self, edited: Tensor) -> Tensor:  # [1, 3, H, W] -> [1, 1, H, W] in 0..1
         """Where the new words are in an edited view: what else was drawn there, a sky of its own, say, is not taken."""

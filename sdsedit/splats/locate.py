@@ -51,6 +51,10 @@ class Place:
     def chosen(self, threshold: float = THRESHOLD) -> Tensor:  # [N] bool
         return self.weight >= threshold
 
+    def everywhere(self, threshold: float = THRESHOLD) -> bool:
+        """Whether all that was seen is chosen."""
+        return bool((self.chosen(threshold) | (self.confidence <= 0)).all())
+
 
 def attention(
     prior: Prior,
@@ -183,10 +187,16 @@ def locate(
     """Look from all cameras; turn to what was found and look again, `looks` times in all."""
     whole = bounds(scene.means, scene.logits.sigmoid())[1]
     place: Place | None = None
+    stopped = False
+
+    def told(done: int, total: int) -> bool:
+        nonlocal stopped
+        stopped = on_view is not None and on_view(done, total) is False
+        return not stopped
+
     for look in range(looks):
         views = pictures(scene, cameras, background)
-        maps = attention(prior, views, text, tokens, generator, on_view=on_view)
-        stopped = len(maps) < len(views)
+        maps = attention(prior, views, text, tokens, generator, on_view=told)
         cameras, views = cameras[: len(maps)], views[: len(maps)]
         maps = sharpen(maps, views)
         numerator, denominator = lifted(scene, cameras, maps)

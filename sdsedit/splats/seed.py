@@ -15,6 +15,7 @@ from sdsedit.camera import Cameras
 from sdsedit.representations.splats import Scene
 
 _Y0 = 0.28209479177387814  # 1 / (2 sqrt(pi)), the constant spherical harmonic
+_ONE_COLOUR = 0.2  # rgb distance between neighbours of one colour
 _SIDE = 56  # cells a side of the grid that is carved
 
 
@@ -72,6 +73,12 @@ def asked(points: Tensor, maps: Tensor, cameras: Cameras, depth: Tensor, level: 
     return torch.where(sees.sum(0) >= max(1, len(maps) // 3), share, 0.0)
 
 
+def largest(points: Tensor, cell: float) -> Tensor:  # [M, 3] -> [K, 3]
+    """The largest piece of the cells; two that share a side or an edge hang together."""
+    piece = _pieces(points.cpu(), 1.5 * cell)
+    return points[torch.from_numpy(piece == np.bincount(piece).argmax()).to(points.device)]
+
+
 def shell(points: Tensor, cell: float) -> Tensor:  # [M, 3] -> [K, 3]
     """The cells on the surface: those that lack one of their six neighbours."""
     place = ((points - points.min(0).values) / cell).round().long() + 1
@@ -114,19 +121,47 @@ def seeds(
     )
 
 
-def coloured(scene: Scene, views: Tensor, cameras: Cameras, depth: Tensor | None = None) -> Scene:
-    """The Gaussians in the mean colour of the pixels [V, 3, H, W] that they fall on, where nothing hides them."""
-    where, z = project(scene.means, cameras)
-    colours, inside = sampled(views, where)
-    shown = inside & (z > 0)
-    if depth is not None:
-        shown &= z <= sampled(depth[:, None].clamp(max=1e6), where)[0][..., 0] * 1.01
-    weight = shown.float()[..., None]
-    mean = (weight * colours).sum(0) / weight.sum(0).clamp(min=1)
-    mean = torch.where(weight.sum(0) > 0, mean, colours.mean(0))
-    sh = scene.sh.clone()
-    sh[:, 0], sh[:, 1:] = (mean - 0.5) / _Y0, 0
-    return Scene(scene.means, scene.quats, scene.log_scales, scene.logits, sh)
+def facing(
+    points: Tensor,  # [M, 3], cells of a thing
+    maps: Tensor,  # [V, 1, H, W] in 0..1, where each view shows it
+    cameras: Cameras,
+    depth: Tensor,  # [V, H, W] mean depth of what else stands there
+    up: Sequence[float] = (0.0, -1.0, 0.0),
+    most: int = 4,
+    apart: float = 60.0,  # degrees
+) -> Tensor:  # [M], the camera that each cell is told by
+    """A few views that see the thing best, all round it, and for each cell the one of them that it faces.
+
+    Views that were drawn apart agree on the outline and not on what is inside it: their mean is mud. So each side of
+    the thing is taken from one view. A view's score is the share of the cells that it sees and shows; the best comes
+    first, then others that stand at least `apart` round the thing from those.
+    """
+    where, z = project(points, cameras)
+    shows, inside = sampled(maps, where)
+    sees = inside & (z > 0) & (z <= sampled(depth[:, None].clamp(max=1e6), where)[0][..., 0] * 1.01)
+    score = ((shows[..., 0] >= 0.5) & sees).float().mean(1)
+    upwards = torch.tensor(tuple(up)).to(points)
+    upwards = upwards / upwards.norm()
+    middle = points.mean(0)
+
+    def round_it(towards: Tensor) -> Tensor:  # [K, 3] -> [K, 3], level and of length 1
+        level = towards - (towards @ upwards)[:, None] * upwards
+        return F.normalize(level, dim=1)
+
+    eyes = round_it(cameras.positions - middle)
+    chosen: list[int] = []
+    for view in score.argsort(descending=True).tolist():
+        close = any(float(eyes[view] @ eyes[other]) > math.cos(math.radians(apart)) for other in chosen)
+        if len(chosen) < most and not close and (score[view] > 0.5 * score.max() or not chosen):
+            chosen.append(view)
+    faces = round_it(points - middle) @ eyes[chosen].T
+    return torch.tensor(chosen, device=points.device)[faces.argmax(1)]
+
+
+def told(values: Tensor, points: Tensor, cameras: Cameras, view: Tensor) -> Tensor:  # [V, C, H, W], [M] -> [M, C]
+    """What of the views' pixels falls on each point, from the one view that it has."""
+    found, _ = sampled(values, project(points, cameras)[0])
+    return found.gather(0, view[None, :, None].expand(1, -1, found.shape[2]))[0]
 
 
 def fill(
@@ -248,9 +283,10 @@ def whole(scene: Scene, chosen: Tensor, neighbours: int = 24, rounds: int = 4) -
     return closed.to(chosen.device)
 
 
-def orphans(scene: Scene, chosen: Tensor) -> Tensor:  # [N] bool -> [N] bool
-    """What would hang in the air without the chosen part: the other Gaussians in pieces that touch it and nothing else,
-    each smaller than a quarter of it. Two Gaussians touch that are nearer than three times the usual gap."""
+def orphans(scene: Scene, chosen: Tensor, up: Sequence[float] = (0.0, -1.0, 0.0)) -> Tensor:  # [N] bool -> [N] bool
+    """What would hang in the air or stand about without the chosen part: the others in pieces that touch it and nothing
+    else, each smaller than a quarter of it, and those in smaller pieces of one colour that hang from it, as a
+    balloon's string does. Two Gaussians touch that are nearer than three times the usual gap."""
     from scipy.spatial import KDTree
 
     rest = (~chosen & (scene.logits > -2)).nonzero()[:, 0].cpu()
@@ -266,6 +302,21 @@ def orphans(scene: Scene, chosen: Tensor) -> Tensor:  # [N] bool -> [N] bool
     loose = (touches & (size < 0.25 * int(chosen.sum())))[piece]
     found = torch.zeros(len(scene), dtype=torch.bool)
     found[rest[torch.from_numpy(loose)]] = True
+    # Pieces of one colour: a thin upright one between the part and the ground.
+    rgb = (0.5 + _Y0 * scene.sh[:, 0].detach().cpu()).clamp(0, 1)
+    piece = _pieces(torch.cat([where[rest], rgb[rest] * (gap / _ONE_COLOUR)], dim=1), 1.5 * gap)
+    upwards = torch.tensor(tuple(up), dtype=where.dtype)
+    height = (where @ (upwards / upwards.norm())).numpy()
+    part = height[chosen.cpu().numpy()]
+    tall, count = float(np.quantile(part, 0.95) - np.quantile(part, 0.05)), int(piece.max()) + 1
+    top, bottom = np.full(count, -np.inf), np.full(count, np.inf)
+    np.maximum.at(top, piece, height[rest.numpy()])
+    np.minimum.at(bottom, piece, height[rest.numpy()])
+    touches = np.bincount(piece, weights=near, minlength=count) > 0
+    thin = np.bincount(piece, minlength=count) < 0.1 * int(chosen.sum())
+    below = top < np.quantile(part, 0.3)  # it hangs from the part: an eye beside a hat does not
+    string = touches & thin & below & (top - bottom > 0.2 * tall)
+    found[rest[torch.from_numpy(string[piece])]] = True
     faint = (~chosen & (scene.logits <= -2)).nonzero()[:, 0].cpu()  # what is hardly there goes with what it clung to
     if len(faint):
         part = where[chosen.cpu() | found]

@@ -114,7 +114,7 @@ def check_cameras(splats: Splats, cameras: Cameras) -> None:
         )
     seeing = int((seen(splats, cameras) >= SEEN).sum())
     if seeing < MIN_CAMERAS:
-        what = "The cameras see nothing of the scene" if not seeing else f"Only {seeing} cameras see the scene"
+        what = "The cameras see nothing of the scene" if not seeing else f"Only {seeing} of the cameras see the scene"
         raise InputRefused(f"{what}: they are of another scene, or in other axes or units.")
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sdsedit.camera import orbit
 from sdsedit.representations.splats import Scene, pictures
-from sdsedit.splats.seed import coloured, fill, hull, orphans, project, reached, seeds, shell
+from sdsedit.splats.seed import facing, fill, hull, largest, orphans, project, reached, seeds, shell, told
 
 SIZE = 64
 Y0 = 0.28209479177387814
@@ -81,14 +81,36 @@ def test_seeds_lie_in_the_cells_are_mostly_clear_and_repeat():
         torch.testing.assert_close(made.logits.sigmoid(), torch.full((count,), 0.3))
 
 
-def test_colours_come_from_the_pixels_that_a_gaussian_falls_on():
-    cameras = orbit((0.0, 0.0, 0.0), 4.0, (5.0, 40.0), 6, SIZE, SIZE)
-    green = gaussians(torch.zeros(1, 3), torch.tensor([0.1, 0.8, 0.2]), 0.4)
-    views = pictures(green, cameras, torch.ones(3))
-    grey = gaussians(torch.zeros(1, 3), torch.tensor([0.5, 0.5, 0.5]))
-    made = coloured(grey, views, cameras)
-    torch.testing.assert_close(0.5 + Y0 * made.sh[0, 0], torch.tensor([0.1, 0.8, 0.2]), rtol=0, atol=0.06)
-    assert torch.equal(made.means, grey.means) and torch.equal(made.logits, grey.logits)
+def test_each_side_is_told_by_a_view_that_faces_it():
+    """A ball red from the right and green from the left: no Gaussian is the mean of both. A view that something stands
+    before tells nothing."""
+    cameras = orbit((0.0, 0.0, 0.0), 3.0, 10.0, 8, SIZE, SIZE)
+    steps = torch.linspace(-0.3, 0.3, 13)
+    points = torch.cartesian_prod(steps, steps, steps)
+    points = points[points.norm(dim=1) <= 0.3]
+    maps = discs(torch.zeros(1, 3), cameras, 0.3)
+    right = cameras.positions[:, 0] > 0
+    red, green = (torch.tensor(rgb).view(1, 3, 1, 1) for rgb in ([0.9, 0.1, 0.1], [0.1, 0.8, 0.2]))
+    views = torch.where(right.view(-1, 1, 1, 1), red, green).expand(8, 3, SIZE, SIZE)
+    air = torch.full((8, SIZE, SIZE), torch.inf)
+    view = facing(points, maps, cameras, air)
+    assert 2 <= len(view.unique()) <= 4
+    toward = (torch.nn.functional.normalize(cameras.positions[view], dim=1) * points).sum(1)
+    outer = points[:, [0, 2]].norm(dim=1) > 0.15
+    assert (toward[outer] > 0).all()
+    colours = told(views, points, cameras, view)
+    away = (colours[:, :, None] - torch.stack([red.flatten(), green.flatten()], 1)).abs().amax(1).amin(1)
+    assert away.max() < 1e-5
+    hidden = int(view[0])
+    walled = air.clone()
+    walled[hidden] = 0.5
+    assert hidden not in facing(points, maps, cameras, walled).tolist()
+
+
+def test_of_several_pieces_the_largest_stays():
+    few = torch.tensor([[0.0, 0, 0], [0.1, 0, 0]])
+    many = torch.tensor([[1.0 + 0.1 * k, 0, 0] for k in range(5)])
+    assert torch.equal(largest(torch.cat([few, many]), 0.1), many)
 
 
 def test_a_hole_in_a_floor_is_closed_with_copies_of_the_floor():
@@ -167,6 +189,24 @@ def test_what_would_hang_in_the_air_goes_along():
     loose = orphans(scene, chosen)
     assert loose[len(ground) + len(body) : -len(far)].all()
     assert not loose[: len(ground) + len(body)].any() and not loose[-len(far) :].any()
+
+
+def test_a_string_that_attention_did_not_find_goes_too_by_its_colour():
+    ground = floor(side=60)
+    string = gaussians(torch.tensor([[0.0, -0.02 * k, 0.0] for k in range(20)]), torch.tensor([0.1, 0.2, 0.9]), 0.02)
+    balloon = gaussians(
+        0.02 * torch.cartesian_prod(*(torch.arange(7.0),) * 3) - torch.tensor([0.06, 0.52, 0.06]),
+        torch.tensor([0.9, 0.1, 0.1]),
+        0.02,
+    )
+    scene = Scene.cat(ground, string, balloon)
+    chosen = torch.zeros(len(scene), dtype=torch.bool)
+    chosen[-len(balloon) :] = True
+    loose = orphans(scene, chosen)
+    assert not loose[: len(ground)].any() and loose[len(ground) : -len(balloon)].float().mean() > 0.9
+    standing = torch.zeros(len(scene), dtype=torch.bool)  # what stands on the ground takes nothing of it along
+    standing[len(ground) :] = True
+    assert not orphans(scene, standing).any()
 
 
 def test_a_string_goes_with_its_balloon_and_the_table_stays():

@@ -92,7 +92,7 @@ def test_cameras_that_see_nothing():
     with pytest.raises(InputRefused, match=r"^The cameras see nothing of the scene"):
         check_cameras(little_scene(), away)
     away.viewmats[:3] = cameras.viewmats[:3]
-    with pytest.raises(InputRefused, match=r"^Only 3 cameras see the scene"):
+    with pytest.raises(InputRefused, match=r"^Only 3 of the cameras see the scene"):
         check_cameras(little_scene(), away)
     away.viewmats[:4] = cameras.viewmats[:4]
     check_cameras(little_scene(), away)
