@@ -1,4 +1,4 @@
-"""The command line: `sdsedit image | sketch | svg | splats | replay | models | doctor`.
+"""The command line: `sdsedit image | sketch | svg | splats | replay | batch | models | doctor`.
 
 Results go to standard output, progress and refusals to standard error. A refusal is one sentence; the exit codes are in
 `sdsedit.errors`. Heavy imports wait until the arguments and the files are known to be good.
@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from sdsedit import errors
+from sdsedit import cli_batch, errors
 from sdsedit._version import __version__
 from sdsedit.errors import InputRefused, one_sentence, printable
 from sdsedit.known_models import KNOWN_MODELS
@@ -177,11 +177,11 @@ def _number(name: str, low: float, high: float) -> Callable[[str], float]:
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
-    """The arguments as argparse understands them: `splats info` as one command, and --up with its -y, which looks like
-    an option, in one word."""
+    """The arguments as argparse understands them: `splats info` and `batch status` as one command, and --up with its
+    -y, which looks like an option, in one word."""
     given = list(argv)
-    if given[:2] == ["splats", "info"]:
-        given[:2] = ["splats info"]
+    if given[:2] in (["splats", "info"], ["batch", "status"]):
+        given[:2] = [" ".join(given[:2])]
     for k in range(len(given) - 2, -1, -1):
         if given[k] == "--up" and not given[k + 1].startswith("--"):
             given[k : k + 2] = [f"--up={given[k + 1]}"]
@@ -481,6 +481,7 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = command("doctor", _doctor, "Say what is installed and what works, and try a three-step edit.")
     doctor.add_argument("--model", default="builtin", metavar="MODEL", help="for the edit (default: %(default)s)")
+    cli_batch.add_to(command)
     return parser
 
 

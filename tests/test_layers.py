@@ -26,7 +26,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("sdsedit.edit",),
     ("sdsedit.sketch", "sdsedit.splats"),
     ("sdsedit.io.record",),  # a recipe is made of an edit or a sketch as a whole: record stands above the rest of io
-    ("sdsedit.jobs", "sdsedit.doctor"),
+    ("sdsedit.batch", "sdsedit.doctor"),
+    ("sdsedit.cli_batch",),
     ("sdsedit.web", "sdsedit.cli"),
     ("sdsedit",),  # the front door, `sdsedit/__init__.py`: names of all rooms, loaded when used
     ("app", "pipelines", "training"),

@@ -1,0 +1,269 @@
+"""What a manifest's jobs read, looked at before any model is loaded; and the key that says when two jobs are one."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdsedit.batch.manifest import Fault, Job, Manifest, ManifestRefused
+from sdsedit.batch.places import ADDRESS
+from sdsedit.errors import InputRefused, printable
+from sdsedit.known_models import KNOWN_MODELS
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A job that is known to be possible."""
+
+    job: Job
+    inputs: dict[str, str]  # "input", "mask", "cameras" -> SHA-256
+    size: tuple[int, int] | None  # of the picture, pixels
+    model: str  # as the loader wants it
+    key: str
+
+    @property
+    def shape(self) -> str:
+        """Jobs of one shape have latents of one size, so that the network can take them together; "": alone."""
+        return f"{self.size[0]}x{self.size[1]}@{self.job.settings['size']}" if self.size else ""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is known of a model without loading it."""
+
+    spec: str
+    revision: str
+    licence: str
+
+
+class ModelMissing(Exception):
+    """A model that is not on this machine; the message is one sentence that says how to get it."""
+
+
+def examine(
+    manifest: Manifest, models: dict[str, Model], tell: Callable[[int, int], None] = lambda done, total: None
+) -> list[Planned]:
+    """Read every file that the manifest names, once each. ManifestRefused: all faults of all rows."""
+    root = manifest.root
+    masks = {(job.mask, job.input) for job in manifest.jobs if job.mask}
+    cameras = {(job.cameras, job.input) for job in manifest.jobs if job.cameras}
+    wanted = list(dict.fromkeys((job.input, job.kind) for job in manifest.jobs if job.input))
+    faults: dict[tuple[str | None, str | None], str] = {}
+    found: dict[tuple[str | None, str | None], tuple[str, Any]] = {}
+    done, total = 0, len(wanted) + len(masks) + len(cameras)
+
+    def looked(pair: tuple[str | None, str | None], look: Callable[[], tuple[str, Any]]) -> None:
+        nonlocal done
+        try:
+            found[pair] = look()
+        except InputRefused as error:
+            faults[pair] = str(error)
+        except MemoryError:
+            faults[pair] = f"{printable(Path(str(pair[0])).name, 100)} does not fit in memory."
+        done += 1
+        tell(done, total)
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # decoders let other threads run
+        list(pool.map(lambda pair: looked(pair, lambda: _LOOKS[str(pair[1])](root / str(pair[0]))), wanted))
+        sizes = {name: found[name, kind][1] for name, kind in wanted if kind == "image" and (name, kind) in found}
+        for pair in sorted(masks, key=str):
+            if pair[1] in sizes:  # else its picture has a fault of its own
+                looked(pair, functools.partial(_mask, root / str(pair[0]), sizes[pair[1]]))
+        for pair in sorted(cameras, key=str):
+            if (pair[1], "splats") in found:
+                looked(pair, functools.partial(_cameras, root / str(pair[0]), root / str(pair[1])))
+    planned: list[Planned] = []
+    report: list[Fault] = []
+    for job in manifest.jobs:
+        pairs = {"input": (job.input, job.kind), "mask": (job.mask, job.input), "cameras": (job.cameras, job.input)}
+        pairs = {name: pair for name, pair in pairs.items() if pair[0]}
+        bad = [faults[pair] for pair in pairs.values() if pair in faults]
+        report += [Fault(job.line, sentence) for sentence in bad]
+        if not bad:
+            shas = {name: found[pair][0] for name, pair in pairs.items()}
+            size = found[job.input, job.kind][1] if job.kind == "image" else None
+            model = models[job.model]
+            planned.append(Planned(job, shas, size, model.spec, key_of(job, shas, model)))
+    if report:
+        raise ManifestRefused(report)
+    return planned
+
+
+def key_of(job: Job, inputs: dict[str, str], model: Model) -> str:
+    """SHA-256 of what decides a result: input bytes, settings, model and revision, the code."""
+    parts = {
+        "kind": job.kind, "settings": job.settings, "inputs": inputs,
+        "model": [Path(model.spec).name if Path(model.spec).is_dir() else model.spec, model.revision],
+        "code": code_version(job.kind),
+    }  # fmt: skip
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+_NOT_ITS = {  # folders of the package that a kind of job does not run through
+    "image": ("sketch/", "splats/", "render/"),
+    "sketch": ("splats/", "render/splats/"),
+    "svg": ("splats/", "render/splats/"),
+    "splats": ("sketch/", "render/strokes/"),
+}
+
+
+@functools.cache
+def code_version(kind: str) -> str:
+    """The version, and a hash of the code that makes results of this kind: no pages, batches, command lines."""
+    from sdsedit._version import __version__
+
+    package = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        name = file.relative_to(package).as_posix()
+        if not name.startswith(("web/", "batch/", "cli", "doctor", *_NOT_ITS[kind])):
+            data = file.read_bytes()
+            digest.update(f"{name} {len(data)}\n".encode() + data)
+    return f"{__version__}+{digest.hexdigest()[:16]}"
+
+
+def models_of(manifest: Manifest) -> dict[str, Model]:
+    """Every model that the jobs name, by the name that they use. ModelMissing: one is not here, and is not fetched."""
+    from sdsedit.io.record import model_revision
+    from sdsedit.prior.load import ModelNotFound
+
+    found: dict[str, Model] = {}
+    for name in dict.fromkeys(job.model for job in manifest.jobs):
+        folder = manifest.root / name
+        spec = str(folder) if name != "builtin" and folder.is_dir() else name
+        known = KNOWN_MODELS.get(name.partition("@")[0])
+        try:
+            revision = model_revision(spec)
+            if revision is None or not (name == "builtin" or folder.is_dir() or _snapshot(spec)):
+                raise ModelNotFound
+        except ModelNotFound:
+            how = known.how if known else f"hf download {printable(name.partition('@')[0], 100)}"
+            licence = f" (licence {known.licence})" if known else ""
+            sentence = f"{printable(name, 100)}{licence} is not on this machine, and a batch fetches no model: {how}."
+            raise ModelMissing(sentence) from None
+        found[name] = Model(spec, revision, known.licence if known else licence_of(spec))
+    return found
+
+
+def is_address(text: str) -> bool:
+    return ADDRESS.match(text) is not None
+
+
+def model_folder(spec: str) -> Path | None:
+    """Where a model's files are on this machine."""
+    from sdsedit.prior.load import builtin_path
+
+    if spec == "builtin":
+        return builtin_path()
+    return Path(spec) if Path(spec).is_dir() else _snapshot(spec)
+
+
+def licence_of(spec: str) -> str:
+    """What the card in a model's folder says."""
+    folder = model_folder(spec)
+    card = None if folder is None else folder / "README.md"
+    if card is not None and card.is_file():
+        for line in card.read_text("utf-8", "replace").splitlines()[:40]:
+            if line.startswith("license:"):
+                return printable(line.removeprefix("license:").strip().strip("'\""), 100)
+    return "not stated in its folder"
+
+
+def _snapshot(spec: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    model_id, _, revision = spec.partition("@")
+    cached = try_to_load_from_cache(model_id, "model_index.json", revision=revision or None)
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+# ---- one file each: its SHA-256, and what else is to be known
+
+
+def _image(path: Path) -> tuple[str, Any]:
+    from sdsedit.io.images import read_picture
+
+    picture = read_picture(path)
+    return picture.sha256, picture.size
+
+
+def _mask(path: Path, size: tuple[int, int]) -> tuple[str, Any]:
+    from sdsedit.io.images import read_mask
+
+    return read_mask(path, size).sha256, None
+
+
+def _svg(path: Path) -> tuple[str, Any]:
+    from sdsedit.io.svg import read_svg_bounded
+
+    read_svg_bounded(path)
+    return file_sha256(path), None
+
+
+def _splats(path: Path) -> tuple[str, Any]:
+    from sdsedit.io.splats import read
+
+    read(path)
+    return file_sha256(path), None
+
+
+def _cameras(path: Path, scene: Path) -> tuple[str, Any]:
+    from sdsedit.camera import read_cameras
+    from sdsedit.io import record, splats
+    from sdsedit.splats.survey import check_cameras
+
+    cameras = read_cameras(path)
+    check_cameras(splats.read(scene), cameras)
+    return record.cameras_record(cameras, path.name)["sha256"], None
+
+
+_LOOKS = {"image": _image, "svg": _svg, "splats": _splats}
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_free(planned: Sequence[Planned], folder: Path, ours: set[str], overwrite: bool) -> None:
+    """ManifestRefused: an output is there already and is not this batch's own, or would be written over an input.
+
+    ours: ids of jobs that have been begun here before, whose outputs may be there.
+    """
+    from sdsedit.batch.manifest import outputs_of
+
+    report = []
+    for each in planned:
+        if each.job.id in ours or overwrite:
+            continue
+        for name in outputs_of(each.job):
+            if (folder / name).exists():
+                shown = printable(name, 100)
+                report.append(Fault(each.job.line, f"{shown} is there already: empty the folder, or add --overwrite."))
+    if report:
+        raise ManifestRefused(report)
+
+
+def check_apart(planned: Sequence[Planned], root: Path, folder: Path) -> None:
+    """ManifestRefused: a result would be written over a file that a job reads."""
+    from sdsedit.batch.manifest import outputs_of
+
+    read = {(root / name).resolve() for each in planned for name in (each.job.input, each.job.mask) if name}
+    report = []
+    for each in planned:
+        for name in outputs_of(each.job):
+            if (folder / name).resolve() in read:
+                shown = printable(name, 100)
+                report.append(Fault(each.job.line, f"{shown} would be written over an input: name it otherwise."))
+    if report:
+        raise ManifestRefused(report)

@@ -1,0 +1,212 @@
+"""Several edits of pictures at once: each runs its own loop in a thread, and what they ask the network is put together.
+
+A forward pass of eight rows takes less time than four of two rows, where a machine has more units than one small pass
+keeps busy. The loops know nothing of it. Each has its own seed, steps and method; a round waits for every loop that is
+still at the table, so that those that walk in step share every pass.
+
+A result differs from that of the same edit alone by rounding: a convolution over more rows adds up in another order.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from sdsedit.attention.probe import AttentionProbe, SeveralProbes
+from sdsedit.prior.base import Prediction, Prior, Probe, Text, Tokens
+
+MAX_ROWS = 64  # of one pass
+T = TypeVar("T")
+
+
+@dataclass
+class _Question:
+    kind: str  # "predict", "encode", "decode"; anything else is answered alone
+    args: tuple[Any, ...]
+    inference: bool  # whether it was asked under torch.inference_mode
+    answered: threading.Event = field(default_factory=threading.Event)
+    answer: Any = None
+    error: BaseException | None = None
+
+
+class Table:
+    """A prior that several loops share; `run` gives each a seat."""
+
+    def __init__(self, prior: Prior) -> None:
+        self._prior = prior
+        self._changed = threading.Condition()
+        self._seated = 0
+        self._asked: list[_Question] = []
+        self.passes = 0  # of the network
+        self.rows = 0  # in those passes
+
+    def run(self, loops: Sequence[Callable[[Prior], T]]) -> list[T | BaseException]:
+        """Run all loops, each with a prior of its own; what each returned or raised. Called in the thread that may use
+        the device: all work of the network is done in it."""
+        results: list[T | BaseException] = [RuntimeError("not run")] * len(loops)
+
+        def sit(k: int) -> None:
+            try:
+                results[k] = loops[k](Seat(self, self._prior))  # pyright: ignore[reportArgumentType]  # has all of it
+            except BaseException as error:
+                results[k] = error
+            finally:
+                with self._changed:
+                    self._seated -= 1
+                    self._changed.notify_all()
+
+        self._seated = len(loops)
+        threads = [threading.Thread(target=sit, args=(k,), daemon=True) for k in range(len(loops))]
+        for thread in threads:
+            thread.start()
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: not self._seated or len(self._asked) >= self._seated)
+                questions, self._asked = self._asked, []
+                if not self._seated and not questions:
+                    break
+            self._answer(questions)
+        for thread in threads:
+            thread.join()
+        return results
+
+    def ask(self, kind: str, *args: Any) -> Any:
+        if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+            raise ValueError("Loops that go through the network with autograd cannot share it: run them alone.")
+        question = _Question(kind, args, torch.is_inference_mode_enabled())
+        with self._changed:
+            self._asked.append(question)
+            self._changed.notify_all()
+        question.answered.wait()
+        if question.error is not None:
+            raise question.error
+        return question.answer
+
+    def _answer(self, questions: Sequence[_Question]) -> None:
+        groups: dict[tuple[Any, ...], list[_Question]] = {}
+        for k, question in enumerate(questions):
+            shape = tuple(question.args[0].shape[1:]) if question.kind in _TOGETHER else (k,)
+            groups.setdefault((question.kind, question.inference, shape), []).append(question)
+        for (kind, inference, _), group in groups.items():
+            with torch.inference_mode() if inference else torch.no_grad():
+                if len(group) > 1:
+                    try:
+                        for part in _parts(group):
+                            answers = _TOGETHER[kind](self, part)
+                            for question, answer in zip(part, answers, strict=True):
+                                question.answer = answer
+                                question.answered.set()
+                        continue
+                    except Exception:  # too large for the memory, or one of them is wrong: each for itself
+                        pass
+                for question in group:
+                    if question.answered.is_set():
+                        continue
+                    try:
+                        if kind == "predict":
+                            self._count(question.args[0])
+                        question.answer = getattr(self._prior, kind)(*question.args)
+                    except BaseException as error:
+                        question.error = error
+                    question.answered.set()
+
+    def _count(self, z_t: Tensor) -> None:
+        self.passes += 1
+        self.rows += z_t.shape[0]
+
+    def _predict(self, group: Sequence[_Question]) -> list[Prediction]:
+        z_ts = [question.args[0] for question in group]
+        sizes = [z_t.shape[0] for z_t in z_ts]
+        starts = [sum(sizes[:k]) for k in range(len(sizes))]
+        times = [question.args[1].expand(size) for question, size in zip(group, sizes, strict=True)]
+        texts = [
+            text if len(text) == size else text.repeat(size)
+            for (_, _, text, _), size in zip((question.args for question in group), sizes, strict=True)
+        ]
+        probes: list[AttentionProbe] = []
+        spans: list[slice] = []  # of each question's own in `probes`
+        for (_, _, _, probe), start, size in zip((q.args for q in group), starts, sizes, strict=True):
+            before = len(probes)
+            probes += _shifted(probe, start, size)
+            spans.append(slice(before, len(probes)))
+        z_t = torch.cat(z_ts)
+        self._count(z_t)
+        said = self._prior.predict(z_t, torch.cat(times), Text.cat(*texts), SeveralProbes(probes) if probes else None)
+        answers = []
+        for eps, span, question in zip(said.eps.split(sizes), spans, group, strict=True):
+            probe = question.args[3]
+            maps = None if probe is None or said.maps is None else said.maps[span]
+            answers.append(Prediction(eps, maps[0] if maps and isinstance(probe, AttentionProbe) else maps))
+        return answers
+
+    def _encode(self, group: Sequence[_Question]) -> tuple[Tensor, ...]:
+        pictures = [question.args[0] for question in group]
+        return self._prior.encode(torch.cat(pictures)).split([picture.shape[0] for picture in pictures])
+
+    def _decode(self, group: Sequence[_Question]) -> tuple[Tensor, ...]:
+        latents = [question.args[0] for question in group]
+        return self._prior.decode(torch.cat(latents)).split([latent.shape[0] for latent in latents])
+
+
+_TOGETHER: dict[str, Callable[[Table, Sequence[_Question]], Sequence[Any]]] = {
+    "predict": Table._predict,
+    "encode": Table._encode,
+    "decode": Table._decode,
+}
+
+
+class Seat:
+    """The prior as one loop at the table sees it."""
+
+    def __init__(self, table: Table, prior: Prior) -> None:
+        self._table, self._prior = table, prior
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._prior, name)
+
+    def predict(self, z_t: Tensor, t: Tensor, text: Text, probe: Probe | None = None) -> Prediction:
+        return self._table.ask("predict", z_t, t, text, probe)
+
+    def encode(self, image: Tensor) -> Tensor:
+        return self._table.ask("encode", image)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self._table.ask("decode", z)
+
+    def encode_text(self, prompts: Sequence[str]) -> Text:
+        return self._table.ask("encode_text", prompts)
+
+    def tokenize(self, prompt: str) -> Tokens:
+        return self._table.ask("tokenize", prompt)  # tokenizers of two threads at once fall over each other
+
+
+def _parts(group: Sequence[_Question]) -> list[list[_Question]]:
+    """Runs of questions of at most MAX_ROWS rows."""
+    parts: list[list[_Question]] = [[]]
+    rows = 0
+    for question in group:
+        size = question.args[0].shape[0]
+        if parts[-1] and rows + size > MAX_ROWS:
+            parts.append([])
+            rows = 0
+        parts[-1].append(question)
+        rows += size
+    return parts
+
+
+def _shifted(probe: Probe | None, start: int, size: int) -> list[AttentionProbe]:
+    """What a probe of `size` rows listens to where those rows begin at `start`."""
+    if probe is None:
+        return []
+    if isinstance(probe, SeveralProbes):
+        return [moved for each in probe.probes for moved in _shifted(each, start, size)]
+    if not isinstance(probe, AttentionProbe):
+        raise ValueError("This probe cannot listen to a pass that others share.")
+    rows = range(size)[probe.rows]
+    own = slice(start + rows.start, start + rows.stop, rows.step)
+    return [AttentionProbe(probe.tokens, own, probe.cross_levels, probe.self_levels)]

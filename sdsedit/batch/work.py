@@ -1,0 +1,261 @@
+"""One job, from its files to the bytes of its results; where it runs and who writes them is the engines' affair."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from sdsedit.batch.manifest import Job, outputs_of
+from sdsedit.errors import InputRefused, printable
+from sdsedit.io import images, record
+
+if TYPE_CHECKING:
+    from sdsedit.prior.base import Prior
+
+THUMB = 224  # pixels, the longer side of a picture on the sheet
+
+OnProgress = Callable[[int, int], bool]  # steps done, steps in all -> whether to go on
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a job made."""
+
+    files: tuple[tuple[str, bytes], ...]  # relative to the output folder, in the order of writing
+    thumbs: dict[str, bytes]  # "before", "mask", "after": JPEG
+    facts: dict[str, Any]  # numbers and sentences for the report
+    stopped: str  # "", "cancelled", or why the engine gave up; the files then hold what there was
+
+
+def perform(
+    job: Job, root: Path, inputs: Mapping[str, str], prior: Prior, model: dict[str, Any], on_progress: OnProgress
+) -> Made:
+    """Do a job. `model` is what the recipe says of it; `inputs` are the SHA-256 that the files had when the job was
+    planned. InputRefused: a file has changed since, or something that only the model can tell is wrong."""
+    return {"image": _image, "sketch": _sketch, "svg": _svg, "splats": _splats}[job.kind](
+        job, root, inputs, prior, model, on_progress
+    )
+
+
+def model_record(name: str, prior: Prior) -> dict[str, Any]:
+    """What a recipe says of a loaded model; `name` as the loader was given it."""
+    import torch
+
+    device = str(prior.device)
+    if prior.device.type == "cuda":
+        device = f"{device} ({torch.cuda.get_device_name(prior.device)})"
+    elif prior.device.type == "cpu":
+        device = f"{device} ({torch.get_num_threads()} threads)"
+    dtype = str(prior.dtype).removeprefix("torch.")
+    return {"id": prior.name, "revision": record.model_revision(name), "device": device, "dtype": dtype}
+
+
+# ---- one function a kind
+
+
+def _image(
+    job: Job, root: Path, inputs: Mapping[str, str], prior: Prior, model: dict[str, Any], on_progress: OnProgress
+) -> Made:
+    from sdsedit.edit import edit
+    from sdsedit.request import Edit, EditConfig
+
+    given = job.settings
+    picture = images.read_picture(root / str(job.input))
+    mask = images.read_mask(root / job.mask, picture.size) if job.mask else None
+    _same(inputs, input=(picture.name, picture.sha256), **({"mask": (mask.name, mask.sha256)} if mask else {}))
+    request = Edit(
+        target=given["target"],
+        source=given["source"],
+        words=given["words"],
+        mask=None if mask is None else mask.tensor(),
+        negative=given["negative"],
+    )
+    names = ("method", "steps", "seed", "strength", "size", "feather", "refine")
+    config = EditConfig(**{name: given[name] for name in names})
+    result = edit(
+        picture.tensor(), prior, request, config, lambda step: on_progress(step.index + 1, step.total)
+    )  # fmt: skip
+    recipe = record.image_recipe(picture, mask, request, config, result, model, {})
+    del recipe["seconds"]  # the same edit again is the same file; the sidecar has them
+    after = images.to_array(result.image)
+    weight = images.to_array(result.mask)[..., 0]
+    data = images.encode_png(after, picture.alpha, picture.icc, record.dump(recipe))
+    heat = images.overlay(picture.rgb, weight.astype(np.float32) / 255)
+    pictures = {}
+    if given["save_mask"]:
+        pictures["mask"] = images.encode_png(weight)
+    if given["save_heatmap"]:
+        pictures["heatmap"] = images.encode_png(images.overlay(picture.rgb, result.heatmap[0, 0].float().cpu().numpy()))
+    facts = _facts(recipe) | {
+        "kept": round(result.kept_pixels / result.total_pixels, 4),
+        "largest_change": int(np.abs(after.astype(np.int16) - picture.rgb).max()),
+        "seconds": round(result.seconds, 3),
+    }
+    files = _files(job, data, pictures, recipe, {"editing": round(result.seconds, 3)})
+    thumbs = {"before": _thumb(picture.rgb), "mask": _thumb(heat), "after": _thumb(after)}
+    return Made(files if result.steps_done else (), thumbs, facts, result.stopped)
+
+
+def _sketch(
+    job: Job, root: Path, inputs: Mapping[str, str], prior: Prior, model: dict[str, Any], on_progress: OnProgress
+) -> Made:
+    from sdsedit.io.svg import read_svg
+    from sdsedit.sketch.draw import SketchConfig, sketch
+    from sdsedit.sketch.files import draw_page, sketch_svg
+
+    given = dict(job.settings)
+    prompt = given.pop("prompt")
+    config = SketchConfig(**given)
+    result = sketch(prompt, prior, config, lambda step: on_progress(step.index + 1, step.total))
+    recipe = record.sketch_recipe(prompt, config, result, model)
+    data = sketch_svg(result, record.dump(recipe)) if result.steps_done else b""
+    facts = _facts(recipe) | {"strokes": len(result.topology), "seconds": round(result.seconds, 3)}
+    thumbs = {"before": _thumb(images.to_array(result.guide))}
+    if data:
+        thumbs["after"] = _thumb(draw_page(read_svg(data)))
+    return Made(_files(job, data, {}, recipe, {}) if data else (), thumbs, facts, result.stopped)
+
+
+def _svg(
+    job: Job, root: Path, inputs: Mapping[str, str], prior: Prior, model: dict[str, Any], on_progress: OnProgress
+) -> Made:
+    from sdsedit.io.svg import read_svg_bounded
+    from sdsedit.request import Edit, EditConfig
+    from sdsedit.sketch.change import SvgConfig, change
+    from sdsedit.sketch.files import draw_page, edited_document
+
+    given = job.settings
+    path = root / str(job.input)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    document = read_svg_bounded(path)
+    _same(inputs, input=(path.name, sha256))
+    request = Edit(target=given["target"], source=given["source"], words=given["words"])
+    look = EditConfig(given["method"], given["steps"], given["seed"], strength=given["strength"])
+    usual = SvgConfig()
+    config = SvgConfig(look, given["share"], given["added"], given["steps"] or usual.steps)
+    result = change(document, prior, request, config, lambda step: on_progress(step.index + 1, step.total))
+    recipe = record.svg_recipe(printable(path.name, 200), sha256, request, config, result, model)
+    reached = not result.stopped or result.steps_done > result.look.steps_done  # else no shape has been touched
+    data = result.written(record.dump(recipe)) if reached else b""
+    page = draw_page(document)
+    weight = _fitted(images.to_array(result.look.mask)[..., 0], page)
+    pictures = {}
+    if given["save_mask"]:
+        pictures["mask"] = images.encode_png(weight)
+    if given["save_heatmap"]:
+        heat = _fitted(images.to_array(result.look.heatmap)[..., 0], page)
+        pictures["heatmap"] = images.encode_png(images.overlay(page, heat.astype(np.float32) / 255))
+    facts = _facts(recipe) | {
+        "kept": round(result.kept / max(len(document.shapes), 1), 4),
+        "changed": len(result.changed), "removed": len(result.removed), "added": len(result.added),
+        "seconds": round(result.seconds, 3),
+    }  # fmt: skip
+    thumbs = {"before": _thumb(page), "mask": _thumb(images.overlay(page, weight.astype(np.float32) / 255))}
+    if data:
+        thumbs["after"] = _thumb(draw_page(edited_document(result)))
+    return Made(_files(job, data, pictures, recipe, {}) if data else (), thumbs, facts, result.stopped)
+
+
+def _splats(
+    job: Job, root: Path, inputs: Mapping[str, str], prior: Prior, model: dict[str, Any], on_progress: OnProgress
+) -> Made:
+    from sdsedit.batch.inputs import file_sha256
+    from sdsedit.camera import read_cameras
+    from sdsedit.io import splats
+    from sdsedit.request import Edit
+    from sdsedit.splats.change import SplatConfig, change
+    from sdsedit.splats.files import before_and_after
+
+    given = dict(job.settings)
+    path = root / str(job.input)
+    scene, sha256 = splats.read(path), file_sha256(path)
+    cameras = read_cameras(root / job.cameras) if job.cameras else None
+    about = None if cameras is None else record.cameras_record(cameras, printable(Path(str(job.cameras)).name, 200))
+    more = {} if about is None else {"cameras": (about["name"], about["sha256"])}
+    _same(inputs, input=(path.name, sha256), **more)
+    asked = {name: given.pop(name) for name in ("target", "source", "words", "negative")}
+    request = Edit(**asked)
+    config = SplatConfig(kind=given.pop("edit_kind"), **given)
+    result = change(scene, prior, request, config, cameras, lambda step: on_progress(step.index + 1, step.total))
+    recipe = record.splats_recipe(printable(path.name, 200), sha256, about, request, config, result, model)
+    data = b""
+    if result.steps_done or not result.stopped:
+        name = PurePosixPath(job.output).name
+        inside = name.lower().endswith(".ply") and not name.lower().endswith(".compressed.ply")
+        try:
+            data = splats.encode(record.with_recipe(result.splats, recipe if inside else None), name)
+        except ValueError as error:
+            if not inside or isinstance(error, InputRefused):
+                raise
+            data = splats.encode(record.with_recipe(result.splats, None), name)  # the recipe does not fit the header
+    facts = _facts(recipe) | {
+        "kept": round(result.kept / max(len(scene), 1), 4),
+        "changed": result.changed, "removed": result.removed, "added": result.added, "edit": result.kind,
+        "seconds": round(result.seconds["all"], 3),
+    }  # fmt: skip
+    thumbs: dict[str, bytes] = {}
+    if data:
+        view = result.cameras[list(result.measured[:1])]
+        strip = before_and_after(
+            scene, result.splats, result.weight, config.threshold, view, config.background, THUMB, prior.device
+        )
+        parts = np.array_split(strip, 3)
+        thumbs = {name: _thumb(part) for name, part in zip(("before", "mask", "after"), parts, strict=True)}
+    seconds = {name: round(value, 3) for name, value in result.seconds.items()}
+    return Made(_files(job, data, {}, recipe, seconds) if data else (), thumbs, facts, result.stopped)
+
+
+# ---- what they share
+
+
+def _same(inputs: Mapping[str, str], **found: tuple[str, str]) -> None:
+    """A file must be what it was when the job was planned: its key says so."""
+    for what, (name, sha256) in found.items():
+        if inputs.get(what) != sha256:
+            shown = printable(name, 100)
+            raise InputRefused(f"{shown} has changed since the batch was begun: run it again with --resume.")
+
+
+def _files(
+    job: Job, data: bytes, pictures: Mapping[str, bytes], recipe: dict[str, Any], seconds: dict[str, float]
+) -> tuple[tuple[str, bytes], ...]:
+    """The result, its pictures, and the sidecar with the result's SHA-256, where the kind has one."""
+    files = []
+    for name in outputs_of(job):
+        if name == job.output:
+            files.append((name, data))
+        elif name.endswith(".json"):
+            output = {"name": PurePosixPath(job.output).name, "sha256": hashlib.sha256(data).hexdigest()}
+            beside = record.dump({**recipe, "seconds": seconds, "output": output}) + "\n"
+            files.append((name, beside.encode("ascii")))
+        else:
+            files.append((name, pictures[PurePosixPath(name).stem.rpartition(".")[2]]))
+    return tuple(files)
+
+
+def _facts(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    result = recipe["result"]
+    facts = {"steps": result["steps_done"], "words": result["words"], "notes": result["notes"]}
+    psnr = result.get("background_psnr")
+    return facts | ({"background_psnr": psnr} if psnr is not None and math.isfinite(psnr) else {})
+
+
+def _fitted(values: np.ndarray, page: np.ndarray) -> np.ndarray:  # [h, w] uint8 -> [H, W] uint8
+    size = (page.shape[1], page.shape[0])
+    return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))
+
+
+def _thumb(pixels: np.ndarray) -> bytes:  # [H, W, 3] uint8
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    picture.thumbnail((THUMB, THUMB))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()

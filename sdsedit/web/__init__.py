@@ -1,0 +1,11 @@
+"""The web page: `python app.py`.
+
+settings   every limit and every security setting, in one place
+guard      what a request must pass before Gradio sees it
+worker     one thread that owns the model, and a fair queue in front of it
+sessions   what the server remembers of a person, and for how long
+image_work what the Image tab does, as plain functions
+mcp_tools  the same for language models, if they are asked for
+image_tab  its widgets and their wiring
+serve      the application: page, health, start and end
+"""

@@ -1,0 +1,125 @@
+"""Between Gradio's events and ours: who asks, what the browser said, and refusals as one sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import inspect
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Any
+
+from sdsedit.errors import InputRefused, one_sentence
+from sdsedit.web.worker import Cancelled, Job, Worker
+
+LOG = logging.getLogger("sdsedit.web")
+in_flight = 0  # events that are being answered
+_POLL = 0.05  # seconds between two looks at a job
+
+
+def handler(act: Callable[..., Any], event: bool = False) -> Callable[..., Any]:
+    """`act(person, *values)`, or `act(person, said, *values)` with what the browser's event said, as Gradio calls it.
+
+    act may be a function (it runs in a thread), a coroutine or an async generator. InputRefused becomes the sentence on
+    the page and in the API; what went wrong inside is logged and told without its words.
+    """
+    import gradio as gr
+
+    names = ["request", "said"] if event else ["request"]
+
+    def split(given: tuple[Any, ...]) -> tuple[Any, ...]:
+        person = given[0].session_hash or "nobody"
+        return (person, given[1]._data or {}, *given[2:]) if event else (person, *given[1:])
+
+    if inspect.isasyncgenfunction(act):
+
+        async def stream(*given: Any) -> AsyncIterator[Any]:
+            with refusals():
+                async with aclosing(act(*split(given))) as updates:
+                    async for update in updates:
+                        yield update
+
+        call: Callable[..., Any] = stream
+    elif inspect.iscoroutinefunction(act):
+
+        async def answer(*given: Any) -> Any:
+            with refusals():
+                return await act(*split(given))
+
+        call = answer
+    else:
+
+        def plain(*given: Any) -> Any:
+            with refusals():
+                return act(*split(given))
+
+        call = plain
+    kinds = {"request": gr.Request, "said": gr.EventData}
+    own = list(inspect.signature(act).parameters.values())[len(names) :]
+    first = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=kinds[name]) for name in names]
+    call.__signature__ = inspect.Signature([*first, *own])  # pyright: ignore[reportFunctionMemberAccess]
+    call.__annotations__ = {name: kinds[name] for name in names}  # Gradio looks here for what to put in
+    call.__name__, call.__doc__ = getattr(act, "__name__", "act"), act.__doc__
+    return call
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Errors as Gradio shows them: a refusal with its sentence, anything else without what it said."""
+    import gradio as gr
+
+    global in_flight
+    in_flight += 1
+    try:
+        yield
+    except (gr.Error, GeneratorExit, asyncio.CancelledError):
+        raise
+    except InputRefused as error:
+        title = "Please wait" if error.status in (429, 503) else "This cannot be used"
+        raise gr.Error(html.escape(str(error)), duration=None, title=title, print_exception=False) from None
+    except Cancelled:
+        raise gr.Error("Stopped before it began.", title="Stopped", print_exception=False) from None
+    except Exception as error:
+        if isinstance(error, MemoryError) or "OutOfMemoryError" in {cls.__name__ for cls in type(error).__mro__}:
+            sentence = "Out of memory: try a smaller picture."
+        else:
+            LOG.exception("A job failed: %s", one_sentence(error))
+            sentence = "Something went wrong inside; nothing of yours is lost. Try again."
+        raise gr.Error(sentence, duration=None, print_exception=False) from None
+    finally:
+        in_flight -= 1
+
+
+async def news(worker: Worker, job: Job) -> AsyncGenerator[Any, None]:
+    """What there is to tell of a job until it is done: ("waiting", jobs ahead), then its reports as they come.
+
+    Whoever stops listening (a closed tab) cancels it.
+    """
+    told: Any = None
+    try:
+        while not job.done.is_set():
+            now: Any = job.report if job.started else ("waiting", worker.ahead(job))
+            if now is not None and now is not told and (not isinstance(now, tuple) or now != told):
+                told = now
+                yield now
+            await asyncio.sleep(_POLL)
+    finally:
+        if not job.done.is_set():
+            job.cancel()
+
+
+async def done(worker: Worker, job: Job) -> Any:
+    """The result of a job whose reports nobody reads."""
+    async with aclosing(news(worker, job)) as reports:
+        async for _ in reports:
+            pass
+    return job.result(0)
+
+
+def waiting_line(ahead: int, state: str) -> str:
+    """What a person reads while their job is in line."""
+    if state == "loading":
+        return "The model is loading; your job comes next."
+    jobs = "1 job is" if ahead == 1 else f"{ahead} jobs are"
+    return f"{jobs} ahead of yours." if ahead else "Yours is next."
