@@ -176,8 +176,8 @@ Made by `python -m benchmarks.batch` with the built-in model (128 px, LUSD, 52 s
 
 | | jobs a minute | |
 |---|---|---|
-| 1 worker, all threads | {rates[1, 1]:.1f} | 1 |
-| 2 workers, half the threads each | {rates[2, 1]:.1f} | {of[2, 1]:.2f} |
+| 1 worker, threads {both["threads"]} | {rates[1, 1]:.1f} | 1 |
+| 2 workers, threads {max(1, both["threads"] // 2)} each | {rates[2, 1]:.1f} | {of[2, 1]:.2f} |
 | 1 worker, `--together 8` | {rates[1, 8]:.1f} | {of[1, 8]:.2f} |
 
 The same in one process, {both["jobs"]} edits with {both["threads"]} threads: {both["alone"]:.1f} a minute one after the
