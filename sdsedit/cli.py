@@ -1181,6 +1181,8 @@ def _run_splats(
 
         def on_step(step: Progress) -> bool:
             nonlocal steps
+            if step.stage == "changing":
+                interrupts.gentle = True  # before it is told: from here on there is something to keep
             advance(step.index + 1, step.total, step.stage)
             if "mask" in job.names and not pictures and step.weight is not None and step.stage != "looking":
                 show_mask(step.weight)
@@ -1189,7 +1191,6 @@ def _run_splats(
                 return False
             if step.stage != "changing":
                 return True
-            interrupts.gentle = True  # from here on there is something to keep
             steps += 1
             if job.preview_every and steps % job.preview_every == 0:
                 try:
