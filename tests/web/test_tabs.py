@@ -109,9 +109,15 @@ def choose(page: Page, name: str) -> None:
 
 
 def put(page: Page, selector: str, value: object) -> None:
+    """Type it, and see that it stays: a tab that is opened first lays out some fields after they can be typed in."""
     field = page.locator(f"{selector} input[type=number], {selector} textarea").first
-    field.fill(str(value))
-    field.press("Tab")
+    for _ in range(5):
+        field.fill(str(value))
+        field.press("Tab")
+        page.wait_for_timeout(300)
+        if field.input_value() == str(value):
+            return
+    raise AssertionError(f"{selector} does not keep {value!r} but shows {field.input_value()!r}")
 
 
 def download(page: Page, button: str, folder: Path) -> Path:
