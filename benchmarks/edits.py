@@ -23,13 +23,16 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from sdsedit.edit import Edit, EditConfig, edit
+from sdsedit.guidance import METHODS, configured
 from sdsedit.metrics import iou, psnr
 from sdsedit.prior import load_prior
 from training.judge import Judge, answers, load_judge
@@ -79,8 +82,13 @@ def score(kind: EditKind, source: Scene, target: Scene, result, judge, family: s
     }
 
 
-def settings(name: str, seed: int) -> EditConfig:
-    """A method with what suits the model; `lusd-plain` is LUSD without the redrawing at the end."""
+def settings(name: str, seed: int, editing: Mapping[str, Mapping[str, Any]]) -> EditConfig:
+    """A method with what suits the model; `lusd-plain` is LUSD without the redrawing at the end, `lusd-300` with the
+    published number of steps, each so much smaller that the way is as long."""
+    if name == "lusd-300":
+        usual = configured("lusd", editing=editing)
+        finer = replace(usual, steps=300, step_size=usual.step_size * usual.steps / 300)
+        return EditConfig(method=finer, seed=seed)
     return EditConfig(method=name.removesuffix("-plain"), seed=seed, refine=0.0 if name.endswith("-plain") else None)
 
 
@@ -98,7 +106,7 @@ def one_case(task: tuple[EditKind, int, Scene, Scene, tuple[str, ...], tuple[int
     request, rows = Edit(target=caption(target), source=caption(source)), []
     for name in methods:
         for seed in seeds:
-            result = edit(image, prior, request, settings(name, seed))
+            result = edit(image, prior, request, settings(name, seed, prior.editing))
             row = {"kind": kind, "case": number, "method": name, "seed": seed, "target": request.target}
             rows.append(row | score(kind, source, target, result, judge, family))
     return rows
@@ -170,11 +178,19 @@ def plot(rows: list[dict], path: Path) -> None:
     methods = list(dict.fromkeys(row["method"] for row in rows))
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), constrained_layout=True)
+    means = {
+        method: tuple(
+            statistics.fmean(r[name] for r in rows if r["method"] == method) for name in ("psnr_outside", "exact")
+        )
+        for method in methods
+    }
+    for rank, method in enumerate(sorted(methods, key=lambda method: means[method])):
+        color = f"C{methods.index(method)}"
+        left.scatter(*means[method], s=110 if method == "lusd" else 60, color=color, zorder=3)
+        above = (0, 8) if rank % 2 else (0, -17)  # neighbours do not cover each other's names
+        left.annotate(method.upper(), means[method], xytext=above, textcoords="offset points", color=color, ha="center")
     for k, method in enumerate(methods):
         mine = [r for r in rows if r["method"] == method]
-        x, y = (statistics.fmean(r[name] for r in mine) for name in ("psnr_outside", "exact"))
-        left.scatter(x, y, s=110 if method == "lusd" else 60, color=f"C{k}", zorder=3)
-        left.annotate(method.upper(), (x, y), xytext=(6, 6), textcoords="offset points", color=f"C{k}")
         shares = [statistics.fmean(r["done"] for r in mine if r["kind"] == kind) for kind in kinds]
         right.bar(
             np.arange(len(kinds)) + (k - len(methods) / 2 + 0.5) * 0.8 / len(methods),
@@ -187,7 +203,7 @@ def plot(rows: list[dict], path: Path) -> None:
         ylabel="share of edits that read exactly as asked",
         ylim=(-0.03, 1.03),
     )
-    left.margins(x=0.15)
+    left.margins(x=0.2)
     left.grid(alpha=0.3)
     right.set_xticks(np.arange(len(kinds)), kinds)
     right.set(ylabel="share of edits done", ylim=(0, 1.2))
@@ -199,7 +215,7 @@ def plot(rows: list[dict], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--methods", nargs="+", default=["lusd", "lusd-plain", "dds", "ssd", "sbp", "csd", "nfsd", "pds", "sds"]
+        "--methods", nargs="+", default=["lusd", "lusd-plain", *(name for name in METHODS if name != "lusd")]
     )
     parser.add_argument("--kinds", nargs="+", default=list(EDIT_KINDS), choices=EDIT_KINDS)
     parser.add_argument("--cases", type=int, default=12, help="of each kind")

@@ -7,6 +7,7 @@
 - optimisation: `EditResult.seconds` of the same edit with the model loaded (encoding and decoding included);
 - probe: median seconds of a batch-2 forward that records one row, over the median of the plain one, the two in turns
   (plain, probe, plain, probe, ...), so that whatever else the machine does hits both alike;
+- reference: seconds of an edit by benchmarks/reference_loop.py over those of the same edit here, steps in turns;
 - methods: median seconds between two steps.
 
 Medians throughout. Nothing else should run meanwhile: the load average is written down with the numbers, and the
@@ -25,10 +26,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sdsedit.prior import UNetPrior
@@ -49,10 +50,12 @@ class Row:
     value: float
     form: str
     gate: float | None = None
+    least: bool = False  # the gate is the least that it may be
 
     def cells(self) -> str:
-        gate = "" if self.gate is None else f"at most {self.form.format(self.gate)}"
-        met = "" if self.gate is None else ("yes" if self.value <= self.gate else "**no**")
+        gate = "" if self.gate is None else f"at {'least' if self.least else 'most'} {self.form.format(self.gate)}"
+        good = self.gate is None or (self.value >= self.gate if self.least else self.value <= self.gate)
+        met = "" if self.gate is None else ("yes" if good else "**no**")
         return f"| {self.what} | {self.form.format(self.value)} | {gate} | {met} |"
 
 
@@ -158,6 +161,114 @@ def probe_overhead(prior: UNetPrior, pairs: int) -> list[Row]:
     ]
 
 
+def against_reference(prior: UNetPrior, half: UNetPrior, steps: int, runs: int) -> tuple[list[Row], list[str]]:
+    """The loop against benchmarks/reference_loop.py, on the same latent and prompts, in turns: a step of the reference
+    in fp32, one under autocast, one of this project in fp32 and with bf16 weights (`half`). An edit is as many steps as
+    each takes by default; the redrawing at the end, encoding and decoding are in ours and not in the reference's."""
+    import torch
+
+    from benchmarks import reference_loop
+    from sdsedit.attention.words import find_words
+    from sdsedit.edit import Edit, EditConfig, edit
+    from sdsedit.io.images import read_picture
+
+    image, request = read_picture(str(PICTURE)).tensor(), Edit(target=TARGET, source=SOURCE)
+    tokens = list(find_words(prior.tokenize, TARGET, [WORD]).tokens)
+    text = prior.encode_text([TARGET, SOURCE])
+    with torch.no_grad():
+        z_src = prior.encode(image)
+    abar = prior.schedule.alphas_cumprod
+    assert abar is not None
+    given = (prior.unet, abar, z_src, text[0].embeds, text[1].embeds, tokens)
+    seconds: dict[str, list[float]] = {"fp32": [], "autocast": [], "ours": [], "ours in bf16": []}
+    rejected, passes = 0, []
+    in_v = prior.schedule.prediction == "v_prediction"
+
+    def count(*_: object) -> None:
+        passes.append(1)
+
+    handle = prior.unet.register_forward_pre_hook(count)
+    edits: dict[str, list[float]] = {"lusd": [], "lusd-fast": []}
+    calls = dict.fromkeys(edits, 0)
+    for turn in range(runs):
+        for name in ("fp32", "autocast"):
+            cast = name == "autocast"
+            _, took, again = reference_loop.lusd(*given, steps=steps, seed=turn, autocast=cast, predicts_v=in_v)
+            seconds[name] += took[1:]
+            rejected += again
+        for name, model in (("ours", prior), ("ours in bf16", half)):
+            ends: list[float] = []
+            config = EditConfig(steps=steps, seed=turn, refine=0.0)
+            edit(image, model, request, config, lambda _, ends=ends: ends.append(time.perf_counter()))
+            seconds[name] += [b - a for a, b in pairwise(ends)]
+        for name in edits:
+            passes.clear()
+            edits[name].append(edit(image, prior, request, EditConfig(method=name)).seconds)
+            calls[name] = len(passes)
+    handle.remove()
+    each = {name: statistics.median(took) for name, took in seconds.items()}
+    more = 1 + rejected / (2 * runs * steps)  # redraws are steps too
+    fp32, autocast = 300 * each["fp32"] * more, 300 * each["autocast"] * more
+    rows, lines = [], [
+        "| loop | a step (s) | passes of the network | an edit (s) |",
+        "|---|---|---|---|",
+        f"| reference, fp32 | {each['fp32']:.3f} | 300 and redraws | {fp32:.1f} |",
+        f"| reference, autocast to bf16 | {each['autocast']:.3f} | 300 and redraws | {autocast:.1f} |",
+    ]  # fmt: skip
+    for name, took in edits.items():
+        step = f"{each['ours']:.3f}" if name == "lusd" else ""
+        lines.append(f"| `{name}` | {step} | {calls[name]} | {statistics.median(took):.1f} |")
+        what = f"an edit with `{name}`, times as fast as the faster reference's"
+        rows.append(Row(what, min(fp32, autocast) / statistics.median(took), "{:.1f}", 2.0, least=True))
+    lines.append(f"| `lusd` with bf16 weights | {each['ours in bf16']:.3f} | as `lusd` | |")
+    rows.append(Row("a step, times as fast as the reference's, both fp32", each["fp32"] / each["ours"], "{:.2f}"))
+    return rows, lines
+
+
+def true_size(steps: int = 1) -> list[str]:
+    """The same for Stable Diffusion 1.5's true configuration with random weights, at 512 x 512: steps in turns."""
+    import torch
+
+    from benchmarks import reference_loop
+    from benchmarks.backbones import blank_text, build
+    from sdsedit.guidance import LUSD
+    from sdsedit.guidance.base import Prompts, Step
+
+    torch.manual_seed(0)
+    prior: Any = build("sd15", "cpu", text=False)
+    text = blank_text(prior, 2)
+    z = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    prompts = Prompts(text[0], text[1], text[1], text[1], (2,))
+    step = Step(0, 300, z, z, prompts, lambda: prior.schedule.draw(z, generator))
+    seconds: dict[str, list[float]] = {"fp32": [], "autocast": [], "ours": []}
+    for _ in range(steps):
+        for name in ("fp32", "autocast"):
+            seconds[name] += reference_loop.lusd(
+                prior.unet, prior.schedule.alphas_cumprod, z, text[0].embeds, text[1].embeds, [2], 1,
+                autocast=name == "autocast",
+            )[1]  # fmt: skip
+        began = time.perf_counter()
+        with torch.inference_mode():
+            LUSD(retries=0)(prior, step)
+        seconds["ours"].append(time.perf_counter() - began)
+    each = {name: statistics.median(took) for name, took in seconds.items()}
+    prior.unet.to(torch.bfloat16)
+    prior.dtype = torch.bfloat16
+    rounded = [replace(each, embeds=each.embeds.bfloat16()) for each in (text[0], text[1])]
+    prompts = Prompts(rounded[0], rounded[1], rounded[1], rounded[1], (2,))
+    began = time.perf_counter()
+    with torch.inference_mode():
+        LUSD(retries=0)(prior, replace(step, prompts=prompts))
+    half = time.perf_counter() - began
+    return [
+        f"Stable Diffusion 1.5's true configuration with random weights, 512 x 512, one LUSD step: "
+        f"{each['ours']:.1f} s, with bf16 weights {half:.1f} s; reference {each['fp32']:.1f} s in fp32 "
+        f"({each['fp32'] / each['ours']:.2f} times as long), {each['autocast']:.1f} s "
+        f"under autocast ({each['autocast'] / each['ours']:.2f}).",
+    ]
+
+
 def methods(prior: UNetPrior, steps: int) -> list[str]:
     """Markdown lines: seconds a step of each method, and of its default run."""
     from sdsedit.edit import Edit, EditConfig, edit
@@ -182,6 +293,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3, help="of the edit and of the command")
     parser.add_argument("--pairs", type=int, default=40, help="of forwards, for the probe")
     parser.add_argument("--steps", type=int, default=12, help="timed steps of each method")
+    parser.add_argument("--true-size", action="store_true", help="Stable Diffusion 1.5 at its own size too: 8 GB")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     model = args.model if args.model == "builtin" else str(Path(args.model).resolve())
@@ -190,15 +302,27 @@ def main() -> None:
 
     import torch
 
-    from sdsedit.prior import load_prior
+    from sdsedit.prior import UNetPrior, load_prior
 
-    prior = load_prior(model)
+    prior, half = load_prior(model), load_prior(model, dtype=torch.bfloat16)
+    assert isinstance(prior, UNetPrior) and isinstance(half, UNetPrior), "the reference loop is written for a UNet"
     facts += [f"torch {torch.__version__}", f"{torch.get_num_threads()} threads", f"on {prior.device}"]
     rows += optimisation(prior, args.runs) + probe_overhead(prior, args.pairs)
+    faster, loops = against_reference(prior, half, args.steps, args.runs)
+    rows += faster
     lines = ["# Speed", "", f"`python -m benchmarks.speed`, model {prior.name}: {', '.join(facts)}.", ""]
     lines += ["| what | measured | allowed | met |", "|---|---|---|---|", *(row.cells() for row in rows)]
     lines += ["", f"Runs of the edit: {args.runs}; of each method, on the same picture, {args.steps} steps:", ""]
     lines += [*methods(prior, args.steps), ""]
+    lines += [
+        "Against a plain transcription of the reference loop (benchmarks/reference_loop.py: SGD on a parameter,",
+        "explicit attention with stored maps, redraws, host reads), the same latent and prompts, steps in turns:",
+        "",
+        *loops,
+        "",
+    ]
+    if args.true_size:
+        lines += [*true_size(), ""]
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "speed.md").write_text("\n".join(lines))
     print("\n".join(lines))

@@ -1,4 +1,4 @@
-"""The command line: `sdsedit image | sketch | svg | splats | replay | batch | models | doctor`.
+"""The command line: `sdsedit image | sketch | svg | splats | style | replay | batch | evaluate | models | doctor`.
 
 Results go to standard output, progress and refusals to standard error. A refusal is one sentence; the exit codes are in
 `sdsedit.errors`. Heavy imports wait until the arguments and the files are known to be good.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import signal
 import sys
 import time
@@ -20,10 +21,9 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from sdsedit import cli_batch, errors
+from sdsedit import cli_batch, cli_evaluate, cli_models, cli_style, errors
 from sdsedit._version import __version__
 from sdsedit.errors import InputRefused, one_sentence, printable
-from sdsedit.known_models import KNOWN_MODELS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sdsedit.io.images import Mask, Picture
     from sdsedit.io.splats import Splats
     from sdsedit.io.svg import SvgDocument
+    from sdsedit.prior.mmdit import MMDiTPrior
     from sdsedit.prior.unet import UNetPrior
     from sdsedit.request import Edit, EditConfig
     from sdsedit.sketch.change import SvgConfig, SvgResult, SvgStep
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
     from sdsedit.splats.change import Progress, SplatConfig, SplatResult
 
 # Named here too: `sdsedit --help` must not wait for torch. A test holds them to what the engine has.
-METHOD_NAMES = ("lusd", "dds", "pds", "ssd", "sds", "sbp", "nfsd", "csd")
+METHOD_NAMES = ("lusd", "dds", "flowedit", "cds", "ids", "pds", "ssd", "ism", "sds", "sbp", "nfsd", "csd", "vsd")
+METHOD_NAMES += ("lusd-fast",)
 STYLE_NAMES = ("ink", "colour", "icon")
 MAX_STEPS, MAX_SIZE, MAX_SEED, MAX_FEATHER = 10_000, 4096, 2**63 - 1, 256
 MIN_STRENGTH, MAX_STRENGTH = 0.1, 10.0
@@ -57,6 +59,7 @@ MIN_THRESHOLD, MAX_THRESHOLD = 0.05, 0.95
 MAX_SEEDED = 200_000
 SPLAT_VIEWS, SPLAT_THRESHOLD, SPLAT_SEEDED, SPLAT_DISTILLATION = 16, 0.4, 6000, 0.1  # defaults
 SPLAT_BACKGROUND = (0.62, 0.79, 0.95)
+MAX_STYLE_WEIGHT, IMAGE_STYLE_WEIGHT, SKETCH_STYLE_WEIGHT = 10.0, 2.0, 0.5
 SKETCH_SIDE, PICTURE_SIDE = 512, 2048  # pixels: of a sketch's page, and at most of a picture of a drawing
 
 
@@ -125,7 +128,9 @@ def _outcome(error: Exception) -> tuple[str, int]:
         return str(error), errors.USAGE
     if "ModelNotFound" in names:  # by name: importing its module imports torch
         return str(error), errors.MODEL_MISSING
-    if isinstance(error, MemoryError) or "OutOfMemoryError" in names:
+    if isinstance(error, errors.OutOfMemory):
+        return str(error), errors.OUT_OF_MEMORY
+    if errors.out_of_memory(error):
         return "Out of memory: try a smaller --size, or --offload on a GPU.", errors.OUT_OF_MEMORY
     if isinstance(error, OSError):
         return f"The system refused: {one_sentence(error)}.", errors.ALL_FAILED
@@ -177,10 +182,10 @@ def _number(name: str, low: float, high: float) -> Callable[[str], float]:
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
-    """The arguments as argparse understands them: `splats info` and `batch status` as one command, and --up with its
-    -y, which looks like an option, in one word."""
+    """The arguments as argparse understands them: `splats info`, `batch status`, `models add` as one command, and --up
+    with its -y, which looks like an option, in one word."""
     given = list(argv)
-    if given[:2] in (["splats", "info"], ["batch", "status"]):
+    if given[:2] in (["splats", "info"], ["batch", "status"], ["models", "add"], ["models", "list"]):
         given[:2] = [" ".join(given[:2])]
     for k in range(len(given) - 2, -1, -1):
         if given[k] == "--up" and not given[k + 1].startswith("--"):
@@ -249,6 +254,13 @@ def _parser() -> argparse.ArgumentParser:
     image.add_argument("--output", required=True, metavar="OUT.png", help="where the result goes")
     image.add_argument("--method", choices=METHOD_NAMES, default="lusd", help="how to edit (default: %(default)s)")
     image.add_argument(
+        "--fast",
+        action="store_const",
+        const="lusd-fast",
+        dest="method",
+        help="in about half of the time or less: --method lusd-fast",
+    )
+    image.add_argument(
         "--words",
         metavar="WORDS",
         help='words of the prompt whose place is edited: "crown,top hat" (default: the new ones)',
@@ -283,6 +295,7 @@ def _parser() -> argparse.ArgumentParser:
     image.add_argument(
         "--no-metadata", action="store_true", help="write no recipe, neither into the picture nor beside it as OUT.json"
     )
+    _add_reference_arguments(image, IMAGE_STYLE_WEIGHT)
     _add_model_arguments(image, "builtin")
     image.add_argument(
         "--overwrite", action="store_true", help="replace what is there already under the output's names"
@@ -331,6 +344,7 @@ def _parser() -> argparse.ArgumentParser:
         help="every N steps write the page so far to OUT.preview.png",
     )  # fmt: skip
     sketch.add_argument("--no-metadata", action="store_true", help="write no recipe into the drawing")
+    _add_reference_arguments(sketch, SKETCH_STYLE_WEIGHT)
     _add_model_arguments(sketch, "builtin")
     sketch.add_argument(
         "--overwrite", action="store_true", help="replace what is there already under the output's names"
@@ -465,6 +479,10 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument(
         "--input", metavar="FILE", help="its input (default: the file of that name beside OUTPUT or here)"
     )
+    again.add_argument(
+        "--reference", action="append", metavar="FILE",
+        help="a style's reference, each with its own --reference (default: the files of those names, as --input)",
+    )  # fmt: skip
     again.add_argument("--mask", metavar="FILE", help="its mask (default: the file of that name beside OUTPUT or here)")
     again.add_argument(
         "--cameras", metavar="PATH", help="a scene's cameras (default: what has that name beside OUTPUT or here)"
@@ -477,12 +495,39 @@ def _parser() -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="replace what is there already under the output's names"
     )
 
-    command("models", _models, "List models: what is here, their licences, how to get them.")
-
     doctor = command("doctor", _doctor, "Say what is installed and what works, and try a three-step edit.")
-    doctor.add_argument("--model", default="builtin", metavar="MODEL", help="for the edit (default: %(default)s)")
+    doctor.add_argument("--model", metavar="MODEL", help="check this one, and print a report to paste into an issue")
     cli_batch.add_to(command)
+    cli_models.add_to(command)
+    cli_style.add_to(command, _shared())
+    cli_evaluate.add_to(command)
     return parser
+
+
+def _add_reference_arguments(parser: argparse.ArgumentParser, weight: float) -> None:
+    parser.add_argument(
+        "--reference", action="append", default=[], metavar="B.png",
+        help=f"a picture whose look is taken too; up to {cli_style.MAX_REFERENCES}, each with its own --reference",
+    )  # fmt: skip
+    parser.add_argument(
+        "--style-weight", type=_number("style-weight", 0, MAX_STYLE_WEIGHT), default=weight, metavar="X",
+        help=f"how hard that look pulls, 0 to {MAX_STYLE_WEIGHT:g} (default: %(default)s)",
+    )  # fmt: skip
+
+
+def _pictures(names: Sequence[str]) -> tuple[Picture, ...]:
+    """References, read. InputRefused."""
+    from sdsedit.io import images
+
+    cli_style.check_count(names)
+    return tuple(map(images.read_picture, names))
+
+
+def _shared() -> cli_style.Shared:
+    return cli_style.Shared(
+        _add_model_arguments, _whole, _number, _model, _load, _progress, _tell, _tell_written, _peak_memory,
+        _exit_code,
+    )  # fmt: skip
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser, default: str | None) -> None:
@@ -491,7 +536,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser, default: str | None) -
         "--model",
         default=default,
         metavar="MODEL",
-        help=f"builtin, a diffusers folder, an id, or ID@REVISION ({shown})",
+        help=f"builtin, a diffusers folder, an id, ID@REVISION, or one .safetensors file ({shown})",
     )
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)")
     parser.add_argument("--offload", action="store_true", help="keep one network at a time on the GPU")
@@ -500,6 +545,29 @@ def _add_model_arguments(parser: argparse.ArgumentParser, default: str | None) -
         action="store_true",
         help="read .bin weights where there are no safetensors: they can run code",
     )
+    more = parser.add_argument_group("models from elsewhere", "docs/models.md says more of each")
+    more.add_argument("--lora", action="append", default=[], metavar="FILE[:SCALE]", help="add a LoRA to the weights")
+    more.add_argument(
+        "--embedding", action="append", default=[], metavar="FILE", help="teach words of a textual inversion file"
+    )
+    more.add_argument(
+        "--settings", metavar="MODEL", help="where a single file's settings and vocabulary are from: a folder or an id"
+    )
+    more.add_argument("--precision", choices=("fp32", "fp16", "bf16"), help="of the network (default: what suits it)")
+    more.add_argument(
+        "--attention-kernel", choices=("sdpa", "flash", "efficient", "cudnn", "math", "xformers"),
+        help="how this model's attention is computed (default: torch chooses)",
+    )  # fmt: skip
+    more.add_argument("--compile", action="store_true", help="torch.compile: the first steps are slow")
+    more.add_argument(
+        "--offload-layers", action="store_true", help="keep only the layer that runs on the GPU: least memory, slow"
+    )
+    more.add_argument("--tiling", action="store_true", help="encode and decode large pictures in tiles")
+    more.add_argument("--previews", metavar="FOLDER", help="a tiny autoencoder (TAESD) that draws the previews")
+    more.add_argument(
+        "--distilled-guidance", type=_number("distilled-guidance", 0, 100), default=1.0, metavar="NUMBER",
+        help="what FLUX.1 dev is told; no CFG scale (default: %(default)s)",
+    )  # fmt: skip
 
 
 # ---- sdsedit image
@@ -511,8 +579,17 @@ class _Model:
 
     name: str
     device: str | None
-    offload: bool
+    offload: Any  # a bool, or "sequential"
     allow_pickle: bool
+    lora: tuple[str, ...]
+    words: tuple[str, ...]  # files of textual inversion
+    settings: str | None
+    precision: str | None
+    attention: Any  # the name of a kernel
+    compile: bool
+    tiling: bool
+    previews: str | None
+    distilled_guidance: float
 
 
 @dataclass(frozen=True)
@@ -524,13 +601,14 @@ class _Job:
     names: dict[str, Path]  # what is written where
     model: _Model
     stop_after: int | None = None  # replay of an edit that was cancelled
+    references: tuple[Picture, ...] = ()  # whose look is taken
 
 
 def _image(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
     started = time.perf_counter()
     job = _job(
         arguments, arguments.input, arguments.mask, Path(arguments.output), arguments.model,
-        arguments.save_mask, arguments.save_heatmap, not arguments.no_metadata,
+        arguments.save_mask, arguments.save_heatmap, not arguments.no_metadata, references=arguments.reference,
     )  # fmt: skip
 
     from sdsedit.request import Edit, EditConfig
@@ -541,6 +619,7 @@ def _image(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
         words=_words(arguments.words),
         mask=None if job.mask is None else job.mask.tensor(),
         negative=arguments.negative,
+        references=tuple(picture.tensor() for picture in job.references),
     )
     config = EditConfig(
         method=arguments.method,
@@ -549,6 +628,7 @@ def _image(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
         strength=arguments.strength,
         size=arguments.size,
         refine=arguments.refine,
+        style_weight=arguments.style_weight,
     )
     if arguments.feather is not None:
         config = replace(config, feather=arguments.feather)
@@ -575,12 +655,18 @@ def _model(arguments: argparse.Namespace, name: str) -> _Model:
             raise InputRefused(
                 f"{what} is an address; give a file's, a folder's or a model's name: nothing is fetched."
             )
-    return _Model(name, arguments.device, arguments.offload, arguments.allow_pickle)
+    return _Model(
+        name, arguments.device, "sequential" if arguments.offload_layers else arguments.offload,
+        arguments.allow_pickle, tuple(arguments.lora),
+        tuple(arguments.embedding), arguments.settings, arguments.precision, arguments.attention_kernel,
+        arguments.compile, arguments.tiling, arguments.previews, arguments.distilled_guidance,
+    )  # fmt: skip
 
 
 def _job(
     arguments: argparse.Namespace, input: str, mask: str | None, output: Path, model: str,
     save_mask: bool, save_heatmap: bool, metadata: bool, stop_after: int | None = None,
+    references: Sequence[str] = (),
 ) -> _Job:  # fmt: skip
     """Read the files and check where the results go, before anything heavy is imported."""
     from sdsedit.io import images, record
@@ -589,10 +675,11 @@ def _job(
     picture = images.read_picture(input)
     drawn = None if mask is None else images.read_mask(mask, picture.size)
     names = record.output_names(output, save_mask, save_heatmap, metadata)
-    inputs = [Path(input)] + ([] if mask is None else [Path(mask)])
+    looks = _pictures(references)
+    inputs = [Path(name) for name in (input, mask, *references) if name is not None]
     width, height = picture.size
     record.check_outputs(names, inputs, arguments.overwrite, width * height)
-    return _Job(picture, drawn, names, wanted, stop_after)
+    return _Job(picture, drawn, names, wanted, stop_after, looks)
 
 
 def _run(
@@ -617,9 +704,9 @@ def _run(
         interrupts.gentle = True
         result = edit(job.picture.tensor(), prior, request, config, on_step)
     notes += warned + list(result.notes)
-    model = _model_record(job.model, prior)
+    model = record.model_record(job.model.name, prior)
     seconds = {"loading": loaded - began, "editing": result.seconds, "all": time.perf_counter() - started}
-    recipe = record.image_recipe(job.picture, job.mask, request, config, result, model, seconds)
+    recipe = record.image_recipe(job.picture, job.mask, request, config, result, model, seconds, job.references)
     if result.steps_done:
         record.write_all(_files(job, result, recipe))
 
@@ -645,16 +732,33 @@ def _tell_written(paths: Iterable[Path]) -> None:
     print(f"Written: {', '.join(printable(str(path), 500) for path in paths)}")
 
 
-def _load(model: _Model) -> tuple[UNetPrior, list[str]]:
+def _load(model: _Model) -> tuple[UNetPrior | MMDiTPrior, list[str]]:
     """The model, and what its loader warned of."""
+    import torch
+
     from sdsedit.prior.load import load_prior
 
+    precisions = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     _quiet()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
         try:
-            prior = load_prior(model.name, device=model.device, offload=model.offload, allow_pickle=model.allow_pickle)
+            prior = load_prior(
+                model.name,
+                dtype=None if model.precision is None else precisions[model.precision],
+                device=model.device,
+                attention=model.attention,
+                offload=model.offload,
+                allow_pickle=model.allow_pickle,
+                settings=model.settings,
+                lora=model.lora,
+                words=model.words,
+                distilled_guidance=model.distilled_guidance,
+                compile=model.compile,
+                tiling=model.tiling,
+                previews=model.previews,
+            )
         except InputRefused:
             raise
         except ValueError as error:
@@ -674,8 +778,6 @@ def _quiet() -> None:
 
 def _files(job: _Job, result: EditResult, recipe: dict[str, Any]) -> list[tuple[Path, bytes]]:
     """The bytes of every output, in the order of writing."""
-    import hashlib
-
     from sdsedit.io import images, record
 
     picture, names = job.picture, job.names
@@ -688,29 +790,8 @@ def _files(job: _Job, result: EditResult, recipe: dict[str, Any]) -> list[tuple[
         heat = result.heatmap[0, 0].float().cpu().numpy()
         files.append((names["heatmap"], images.encode_png(images.overlay(picture.rgb, heat))))
     if "recipe" in names:
-        output = {"name": names["image"].name, "sha256": hashlib.sha256(data).hexdigest()}
-        files.append((names["recipe"], (record.dump({**recipe, "output": output}) + "\n").encode("ascii")))
+        files.append((names["recipe"], record.sidecar(recipe, names["image"].name, data)))
     return files
-
-
-def _model_record(model: _Model, prior: UNetPrior) -> dict[str, Any]:
-    """What a recipe says of the model."""
-    from sdsedit.io.record import model_revision
-
-    return {
-        "id": prior.name,
-        "revision": model_revision(model.name),
-        "device": _device_name(prior),
-        "dtype": str(prior.dtype).removeprefix("torch."),
-    }
-
-
-def _device_name(prior: UNetPrior) -> str:
-    import torch
-
-    if prior.device.type == "cuda":
-        return f"{prior.device} ({torch.cuda.get_device_name(prior.device)})"
-    return f"{prior.device} ({torch.get_num_threads()} threads)" if prior.device.type == "cpu" else str(prior.device)
 
 
 def _exit_code(stopped: str, steps_done: int, written: bool, interrupts: Interrupts) -> int:
@@ -793,6 +874,7 @@ class _SketchJob:
     metadata: bool
     preview_every: int = 0  # steps; 0: no preview
     stop_after: int | None = None  # replay of a sketch that was cancelled
+    references: tuple[Picture, ...] = ()  # whose look is taken
 
 
 def _sketch(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
@@ -805,7 +887,8 @@ def _sketch(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
         pictures.append("preview")
     animation = None if arguments.animation is None else Path(arguments.animation)
     names = record.drawing_names(Path(arguments.output), pictures, animation)
-    record.check_outputs(names, [], arguments.overwrite, SKETCH_SIDE**2)
+    references = _pictures(arguments.reference)
+    record.check_outputs(names, [Path(name) for name in arguments.reference], arguments.overwrite, SKETCH_SIDE**2)
 
     from sdsedit.sketch.draw import SketchConfig
 
@@ -817,9 +900,11 @@ def _sketch(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
         steps=arguments.steps,
         seed=arguments.seed,
         distillation=arguments.distillation,
+        style_weight=arguments.style_weight,
     )
     job = _SketchJob(
-        arguments.prompt, config, names, model, not arguments.no_metadata, arguments.preview_every or 0
+        arguments.prompt, config, names, model, not arguments.no_metadata, arguments.preview_every or 0,
+        references=references,
     )  # fmt: skip
     result, _, data = _run_sketch(job, interrupts, started)
     return _exit_code(result.stopped, result.steps_done, bool(data), interrupts)
@@ -847,9 +932,11 @@ def _run_sketch(job: _SketchJob, interrupts: Interrupts, started: float) -> tupl
                     notes[:] = [f"A preview could not be written: {one_sentence(error)}."]
             return not interrupts.received and step.index + 1 != job.stop_after
 
-        result = sketch(job.prompt, prior, job.config, on_step)
+        looks = tuple(picture.tensor() for picture in job.references)
+        result = sketch(job.prompt, prior, job.config, on_step, looks)
     interrupts.gentle = True
-    recipe = record.sketch_recipe(job.prompt, job.config, result, _model_record(job.model, prior))
+    model = record.model_record(job.model.name, prior)
+    recipe = record.sketch_recipe(job.prompt, job.config, result, model, job.references)
     data = b""
     if result.steps_done:
         data = sketch_svg(result, record.dump(recipe) if job.metadata else None)
@@ -969,7 +1056,7 @@ def _run_svg(
 
         interrupts.gentle = True
         result = change(job.document, prior, request, config, on_step)
-    model = _model_record(job.model, prior)
+    model = record.model_record(job.model.name, prior)
     recipe = record.svg_recipe(printable(job.input.name, 200), job.sha256, request, config, result, model)
     data = b""
     if not result.stopped or result.steps_done > result.look.steps_done:  # else no shape has been touched
@@ -1112,7 +1199,7 @@ def _splats_job(
     from sdsedit.io import splats
     from sdsedit.splats.survey import DIRECTIONS, check_cameras, suggested_up
 
-    scene = splats.read(input)
+    scene = splats.read_bounded(input)
     found = None
     notes: list[str] = []
     if cameras is not None:
@@ -1214,7 +1301,7 @@ def _run_splats(
             _tell_written([job.names["mask"]])
         return result, {}, b""
     cameras = None if job.cameras is None else record.cameras_record(job.cameras, printable(job.cameras_name, 200))
-    model = _model_record(job.model, prior)
+    model = record.model_record(job.model.name, prior)
     recipe = record.splats_recipe(
         printable(job.input.name, 200), job.sha256, cameras, request, config, result, model
     )  # fmt: skip
@@ -1248,27 +1335,17 @@ def _run_splats(
 
 def _write_scene(job: _SplatsJob, result: SplatResult, recipe: dict[str, Any], notes: list[str]) -> bytes:
     """Write the scene and then the recipe beside it; the scene's bytes."""
-    import hashlib
-
-    from sdsedit.io import record, splats
+    from sdsedit.io import record
 
     path = job.names["scene"]
-    inside = job.metadata and path.suffix.lower() == ".ply" and not path.name.lower().endswith(".compressed.ply")
-    try:
-        data = splats.encode(record.with_recipe(result.splats, recipe if inside else None), path.name)
-    except ValueError as error:
-        if not inside or isinstance(error, InputRefused):
-            raise
+    data, without = record.scene_file(result.splats, recipe if job.metadata else None, path.name)
+    if without:
         notes.append(
             "The recipe does not fit the PLY's header with what is there already: it is only beside the scene."
         )
-        data = splats.encode(record.with_recipe(result.splats, None), path.name)
     files = [(path, data)]
     if "recipe" in job.names:
-        output = {"name": path.name, "sha256": hashlib.sha256(data).hexdigest()}
-        seconds = {name: round(value, 3) for name, value in result.seconds.items()}
-        beside = record.dump({**recipe, "seconds": seconds, "output": output}) + "\n"
-        files.append((job.names["recipe"], beside.encode("ascii")))
+        files.append((job.names["recipe"], record.sidecar(recipe, path.name, data, result.seconds)))
     record.write_all(files)
     return data
 
@@ -1345,7 +1422,7 @@ def _splats_info(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
     from sdsedit.splats.survey import lines, survey
 
     path = Path(arguments.input)
-    scene = splats.read(arguments.input)
+    scene = splats.read_bounded(arguments.input)
     recipe = None
     with contextlib.suppress(InputRefused):
         recipe = record.read_recipe(path)
@@ -1372,10 +1449,20 @@ def _replay(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
         raise InputRefused("Addresses are never fetched: save the picture first and give the file's name.")
     made = Path(arguments.made)
     recipe = record.read_recipe(made)
+    _as_many_threads(recipe)
     if recipe.get("kind") in ("sketch", "svg"):
         return _replay_drawing(arguments, made, recipe, interrupts, started)
     if recipe.get("kind") == "splats":
         return _replay_splats(arguments, made, recipe, interrupts, started)
+    if recipe.get("kind") == "style":
+        before = images.read_picture(made) if made.suffix.lower() == ".png" else None
+        code, now, after = cli_style.replay(
+            arguments, made, recipe, interrupts, _shared(), _recipe_model(arguments, recipe), _stop_after(recipe)
+        )
+        _tell_differences(recipe, now)
+        if before is not None and after is not None:
+            _compare(before.rgb, after)
+        return code
     if arguments.cameras:
         raise InputRefused(f"{printable(made.name, 100)} was made without one: leave out --cameras.")
     before = images.read_picture(made) if made.suffix.lower() == ".png" else None
@@ -1383,13 +1470,16 @@ def _replay(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
     mask = _found(recipe, "mask", arguments.mask, made) if recipe.get("mask") else None
     output = Path(arguments.output) if arguments.output else made.with_name(f"{made.stem}.replay.png")
     job = _job(
-        arguments, source, mask, output, _recipe_model(arguments, recipe), False, False, True, _stop_after(recipe)
+        arguments, source, mask, output, _recipe_model(arguments, recipe), False, False, True, _stop_after(recipe),
+        cli_style.found_references(made, recipe, arguments.reference),
     )  # fmt: skip
+    cli_style.check_same(recipe, job.references)
     for name, file in (("input", job.picture), ("mask", job.mask)):
         if file is not None:
             _check_same(recipe, name, file.name, file.sha256)
 
     request, config = record.image_request(recipe, None if job.mask is None else job.mask.tensor())
+    request = replace(request, references=tuple(picture.tensor() for picture in job.references))
     result, now = _run(job, request, config, interrupts, started)
     _tell_differences(recipe, now)
     if before is not None and result.steps_done:
@@ -1407,6 +1497,8 @@ def _replay_drawing(
     then = svg.read_svg_bounded(made) if before else None
     output = Path(arguments.output) if arguments.output else made.with_name(f"{made.stem}.replay.svg")
     name, stop_after = _recipe_model(arguments, recipe), _stop_after(recipe)
+    if arguments.reference and recipe["kind"] == "svg":
+        raise InputRefused(f"{printable(made.name, 100)} was made without one: leave out --reference.")
     if arguments.mask or arguments.cameras or (arguments.input and recipe["kind"] == "sketch"):
         what = "--mask" if arguments.mask else "--cameras" if arguments.cameras else "--input"
         raise InputRefused(f"{printable(made.name, 100)} was made without one: leave out {what}.")
@@ -1415,7 +1507,9 @@ def _replay_drawing(
         names = record.drawing_names(output, ())
         record.check_outputs(names, [made], arguments.overwrite, SKETCH_SIDE**2)
         prompt, config = record.sketch_request(recipe)
-        job = _SketchJob(prompt, config, names, model, True, stop_after=stop_after)
+        looks = _pictures(cli_style.found_references(made, recipe, arguments.reference))
+        cli_style.check_same(recipe, looks)
+        job = _SketchJob(prompt, config, names, model, True, stop_after=stop_after, references=looks)
         result, now, after = _run_sketch(job, interrupts, started)
     else:
         source = _found(recipe, "input", arguments.input, made)
@@ -1435,8 +1529,9 @@ def _replay_splats(
     """The same for a scene."""
     from sdsedit.io import record, splats
 
-    if arguments.mask:
-        raise InputRefused(f"{printable(made.name, 100)} was made without one: leave out --mask.")
+    if arguments.mask or arguments.reference:
+        what = "--mask" if arguments.mask else "--reference"
+        raise InputRefused(f"{printable(made.name, 100)} was made without one: leave out {what}.")
     if arguments.cameras and not recipe.get("cameras"):
         raise InputRefused(f"{printable(made.name, 100)} was made without cameras: leave out --cameras.")
     scene = made.with_suffix("") if made.suffix.lower() == ".json" else made
@@ -1462,7 +1557,7 @@ def _replay_splats(
         elif made.suffix.lower() == ".splat":
             print("Compared: not the same")
         else:
-            _compare_scenes(splats.read(made), splats.read(job.names["scene"]))
+            _compare_scenes(splats.read_bounded(made), splats.read(job.names["scene"]))
     return _exit_code(result.stopped, result.steps_done, bool(after), interrupts)
 
 
@@ -1494,7 +1589,21 @@ def _compare_scenes(then: Splats, now: Splats) -> None:
 
 
 def _recipe_model(arguments: argparse.Namespace, recipe: dict[str, Any]) -> str:
-    return arguments.model or str(_part(recipe, "model").get("id", "builtin"))
+    from sdsedit.batch.origin import origin
+
+    if arguments.model:
+        return arguments.model
+    of_batch = origin(Path(arguments.made))
+    return of_batch.model if of_batch is not None else str(_part(recipe, "model").get("id", "builtin"))
+
+
+def _as_many_threads(recipe: dict[str, Any]) -> None:
+    """As then, if this machine has them: how sums of floats are rounded depends on it."""
+    import torch
+
+    then = re.fullmatch(r"cpu \((\d{1,4}) threads\)", str(_part(recipe, "model").get("device")))
+    if then and 1 <= int(then[1]) <= (os.cpu_count() or 1):
+        torch.set_num_threads(int(then[1]))
 
 
 def _stop_after(recipe: dict[str, Any]) -> int | None:
@@ -1513,9 +1622,10 @@ def _check_same(recipe: dict[str, Any], what: str, name: str, sha256: str) -> No
 def _tell_differences(recipe: dict[str, Any], now: dict[str, Any]) -> None:
     for what in ("model", "versions"):
         was = _part(recipe, what)
-        for key, value in now[what].items():
-            if was.get(key) != value:
-                print(f"Differs: {what} {key} was {printable(str(was.get(key)), 100)}, is {printable(str(value), 100)}")
+        for key in {**was, **now[what]}:
+            before, after = (printable(str(each.get(key)), 100) for each in (was, now[what]))
+            if was.get(key) != now[what].get(key):
+                print(f"Differs: {what} {key} was {before}, is {after}")
 
 
 def _found(recipe: dict[str, Any], what: str, given: str | None, made: Path) -> str:
@@ -1528,6 +1638,11 @@ def _found(recipe: dict[str, Any], what: str, given: str | None, made: Path) -> 
     for folder in (made.parent, Path()):
         if (folder / name).is_file() or (what == "cameras" and (folder / name).is_dir()):
             return str(folder / name)
+    from sdsedit.batch.origin import origin
+
+    of_batch = origin(made)
+    if of_batch is not None and what in of_batch.files:
+        return str(of_batch.files[what])
     raise InputRefused(f"{printable(name, 100)}, the {what} of the recipe, is not here: add --{what} FILE.")
 
 
@@ -1562,34 +1677,14 @@ def _compare(before: np.ndarray, after: np.ndarray) -> None:  # [H, W, 3] uint8 
         print("Compared: the same, pixel for pixel")
 
 
-# ---- sdsedit models, sdsedit doctor
-
-
-# (id, what it is, licence, how to get it) as of this version's release; the hub's own pages are what counts.
-def _models(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
-    from sdsedit.io.record import model_revision
-    from sdsedit.prior.load import ModelNotFound, builtin_path
-
-    try:
-        size = sum(file.stat().st_size for file in builtin_path().rglob("*") if file.is_file())
-        state = f"here, {size / 1e6:.0f} MB"
-    except ModelNotFound:
-        state = "missing from this copy of sdsedit: reinstall it"
-    print("builtin\n  What:    a small model of emoji scenes, 128 px, ships with sdsedit")
-    print(f"  Licence: see its model card\n  State:   {state}")
-    for name, known in KNOWN_MODELS.items():
-        here = model_revision(name)
-        print(f"{name}\n  What:    {known.what}\n  Licence: {known.licence}")
-        print(f"  State:   {f'here, revision {here}' if here else f'not here; {known.how}'}")
-    print("Any other Stable Diffusion 1.x, 2.x, SDXL or KOALA in diffusers format: --model FOLDER, ID or ID@REVISION.")
-    return errors.OK
+# ---- sdsedit doctor
 
 
 def _doctor(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
-    from sdsedit.doctor import examine
+    from sdsedit.doctor import check_model, examine
 
     _quiet()
-    return examine(arguments.model)
+    return examine() if arguments.model is None else check_model(arguments.model)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
+import sqlite3
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 MAX_WORKERS, MAX_TOGETHER = 256, 32
 _SHOWN = 12  # jobs that a dry run lists, and lines of the journal that `status` shows
 _SHEET_EVERY = 120.0  # seconds
+_LITTLE = 2**20  # bytes left on a disk that is as good as full
 
 
 class Interrupts(Protocol):
@@ -96,6 +99,11 @@ def run(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
     except ModelMissing as missing:
         print(f"sdsedit: {missing}", file=sys.stderr)
         return errors.MODEL_MISSING
+    except sqlite3.OperationalError as error:
+        why = "the disk is full" if "full" in str(error) else printable(str(error), 200)
+        said = f"The batch's own record cannot be written ({why}); what is done is whole, and --resume goes on."
+        print(f"sdsedit: {said}", file=sys.stderr)
+        return errors.ALL_FAILED
 
 
 def _run(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
@@ -112,10 +120,14 @@ def _run(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
     model = str(given.resolve()) if given.is_dir() and arguments.model != "builtin" else arguments.model
     manifest = read_manifest(arguments.manifest, folder, model)
     models = inputs.models_of(manifest)
-    with _looking(arguments, len(manifest.jobs)) as tell:
-        planned = inputs.examine(manifest, models, tell)
-    inputs.check_apart(planned, manifest.root, folder)
     path = local.store_path(folder)
+    seen: inputs.Seen = {}
+    if path.is_file():
+        with Store(path, reads=True) as store:
+            seen = store.seen() if store.remembered("root") == str(manifest.root.resolve()) else {}
+    with _looking(arguments) as tell:
+        planned = inputs.examine(manifest, models, tell, seen)
+    inputs.check_apart(planned, manifest.root, folder)
     goes_on = arguments.resume or arguments.retry_failed
     if arguments.dry_run:
         return _dry_run(arguments, manifest, models, planned, Store(path) if path.is_file() else None)
@@ -132,6 +144,8 @@ def _run(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
         if renewed:
             why = "their input, settings, model or our code has changed, or their files have"
             print(f"Done before, and to be done again, for {why}: {_plural(renewed, 'job')}.", file=sys.stderr)
+        store.remember("root", str(manifest.root.resolve()))
+        store.keep_seen(seen)
         _write_expanded(manifest, folder)
         return _work(arguments, interrupts, manifest, folder, store)
 
@@ -158,15 +172,18 @@ def _work(
             told.line(f"{total} jobs, of which {before['done']} are done; {_plural(workers, 'worker')}.")
             for note in manifest.notes:
                 told.line(f"Note: {note}")
+            if arguments.address and os.environ.get("RAY_AUTH_MODE") != "token":
+                told.line("Note: this Ray cluster asks for no token: whoever reaches its ports runs code on it.")
 
         def tell(store: Store) -> None:
             nonlocal last, sheet_at
             for number, note in store.journal(last):
                 last = number
                 told.note(note)
-            told.counts(store)
+            told.counts(store, folder)
             if time.monotonic() - sheet_at > _SHEET_EVERY:
-                write_sheet(store, folder, title)
+                with suppress(OSError):  # a full disk; it is written again at the end
+                    write_sheet(store, folder, title)
                 sheet_at = time.monotonic()
 
         if arguments.engine == "ray":
@@ -175,16 +192,20 @@ def _work(
             run_on_ray(store, options, workers, arguments.address, lambda: interrupts.received, tell)
         else:
             local.run(store, options, workers, devices, lambda: interrupts.received, tell)
-    sheet = write_sheet(store, folder, title)
+    sheet = "none"
+    try:
+        sheet = str(write_sheet(store, folder, title))
+    except OSError as error:
+        print(f"sdsedit: The sheet cannot be written: {errors.one_sentence(error)}.", file=sys.stderr)
     counts = store.counts()
     seconds = time.monotonic() - began
     if arguments.json:
-        _say_json({"event": "end", **counts, "seconds": round(seconds, 1), "sheet": str(sheet)})
+        _say_json({"event": "end", **counts, "seconds": round(seconds, 1), "sheet": sheet})
     else:
         rest = {"failed": "failed", "aside": "set aside", "waiting": "left"}
         said = "".join(f", {counts[state]} {word}" for state, word in rest.items() if counts[state])
         print(f"Done: {counts['done']} of {total} jobs{said}, in {_spell(seconds)}")
-        print(f"Sheet: {printable(str(sheet), 500)}")
+        print(f"Sheet: {printable(sheet, 500)}")
     if interrupts.received and counts["waiting"]:
         print("sdsedit: Stopped; what is done is whole, and --resume goes on.", file=sys.stderr)
         return interrupts.exit_code
@@ -316,7 +337,7 @@ def _tell_estimate(found: Estimate, workers: int) -> None:
 
 
 @contextmanager
-def _looking(arguments: argparse.Namespace, jobs: int) -> Iterator[Callable[[int, int], None]]:
+def _looking(arguments: argparse.Namespace) -> Iterator[Callable[[int, int], None]]:
     """Says how the reading of the inputs goes, where that takes long."""
     began, said = time.monotonic(), 0.0
 
@@ -354,7 +375,7 @@ class _Told:
             what = "Failed" if note.what == "failed" else "Set aside"
             self.line(f"{what}: {printable(note.id, 120)}: {printable(note.said, 500)}")
 
-    def counts(self, store: Store) -> None:
+    def counts(self, store: Store, folder: Path) -> None:
         if self.as_json:
             return
         now = time.monotonic()
@@ -366,7 +387,9 @@ class _Told:
         left = f", about {_spell((self.total - ended) / rate)} left" if rate and self.finished > 1 else ""
         bad = counts["failed"] + counts["aside"]
         wrong = f", {bad} went wrong" if bad else ""
-        text = f"{60 * rate:.1f} jobs/min{left}{wrong}" if self.finished else f"{counts['running']} running{wrong}"
+        full = ", the disk is full: jobs wait for room" if shutil.disk_usage(folder).free < _LITTLE else ""
+        text = f"{60 * rate:.1f} jobs/min{left}" if self.finished else f"{counts['running']} running"
+        text += wrong + full
         if self.bar:
             self.bar(ended, text)
         elif self.shown:
@@ -418,7 +441,7 @@ def tell_status(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
     path = store_path(folder)
     if not path.is_file():
         raise InputRefused(f"{printable(folder.name, 100)} is not the output folder of a batch.")
-    with Store(path) as store:
+    with Store(path, reads=True) as store:
         counts = store.counts()
         running = list(store.entries("running"))
         wrong = list(store.entries("failed", "aside"))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -14,15 +15,20 @@ from torch import Tensor
 from sdsedit.attention.localize import snap
 from sdsedit.attention.words import removed_words
 from sdsedit.guidance import configured
+from sdsedit.guidance.attention_distillation import Look, Reference, Styled
 from sdsedit.guidance.base import Guidance, Prompts, State, Step
+from sdsedit.guidance.lusd import FastLUSD
 from sdsedit.guidance.refine import Refine
+from sdsedit.memory import Sparing
+from sdsedit.prior.autoencoder import preview
 from sdsedit.prior.base import Prior
 from sdsedit.representations.base import Representation
-from sdsedit.representations.image import ImageLatent, resize
+from sdsedit.representations.image import ImageLatent, encoded, in_strips, resize
 from sdsedit.request import (
     Edit,
     EditConfig,
     check_picture,
+    check_references,
     check_request,
     encode_prompts,
     words_to_find,
@@ -46,7 +52,7 @@ class StepReport:
     def preview(self) -> Tensor:
         """The latent decoded at the working size, [B, 3, h factor, w factor] in 0..1, without the composite."""
         with torch.inference_mode():
-            return self.prior.decode(self.z)
+            return preview(self.prior, self.z)
 
 
 OnStep = Callable[[StepReport], "bool | None"]
@@ -93,26 +99,32 @@ def edit(
     """Edit a picture with words; what comes back has its size, on the prior's device.
 
     on_step is called after every step and stops the run by returning False; the result then holds what there is so far,
-    as it does when a gradient is not finite (see EditResult.stopped). One seed is one result. Raises InputRefused (a
-    ValueError) with one sentence for the person where a value cannot be used.
+    as it does when a gradient is not finite (see EditResult.stopped). One seed is one result. Where memory runs out, it
+    goes on with less at a time (see memory.Sparing) and the notes say so. Raises InputRefused (a ValueError) with one
+    sentence for the person where a value cannot be used, and OutOfMemory where nothing helps.
     """
     started = time.perf_counter()
     config = config or EditConfig()
     check_request(request, config)
     check_picture(image, request.mask, config.size, prior)
+    check_references(request.references, prior)
     method = configured(config.method, config.strength, prior.editing)
     steps = config.steps or method.steps
     notes: list[str] = []
-    with torch.no_grad():
+    with torch.no_grad(), Sparing(prior) as sparing:
+        prior = cast(Prior, sparing)
         words, mask_from = words_to_find(prior, request, method, notes)
         prompts = encode_prompts(prior, request, words.tokens, mask_from, notes)
         if words.tokens and mask_from == "target" and not request.words:
             replaced = removed_words(prior.tokenize, request.source or "", request.target)
             prompts = replace(prompts, replaced=replaced.tokens)
         picture = ImageLatent.from_image(image, prior, config.size, request.mask)
-        refine = _refine(prior, config, (method.localizes and bool(words.tokens)) or request.mask is not None)
+        guide = _styled(prior, method, request, config)
+        refine = _refine(prior, method, config, (method.localizes and bool(words.tokens)) or request.mask is not None)
+        if request.references and config.refine is None:
+            refine = None  # redrawing by the words alone would take the style away again
         total = steps + (refine.steps if refine else 0)
-        run = distill(picture, prior, prompts, method, steps, config.seed, on_step, total)
+        run = distill(picture, prior, prompts, guide, steps, config.seed, on_step, total)
         goes = mask_from == "source" and not request.words
         heatmap, place, wide = _place(picture, run.state, notes, goes)
         if refine and wide and refine.wide_start and config.refine is None:
@@ -121,6 +133,7 @@ def edit(
             run = _redraw(refine, picture, place, wide, prior, prompts, config.seed, run, on_step, total)
         radius = min(round(config.feather), 1) if wide else round(config.feather)
         edited, weight, kept = picture.finish(prior, picture.z, place, radius)
+    notes += sparing.notes
     if run.steps_done and kept == weight.numel():
         notes.append("The edit changed nothing that can be seen.")
     seconds = time.perf_counter() - started
@@ -196,15 +209,28 @@ def distill(
             if on_step(StepReport(index, total, update.stats, z - direction, mask, prior)) is False:
                 stopped = "" if index + 1 == total else "cancelled"
                 break
+        if update.last:
+            break
     if not healthy:
         history = history[: int(good)]
         stopped = f"non-finite gradient at step {len(history) + 1}, t={bad_t.item():.2f}"
     return Run(len(history), stopped, state, _floats(history))
 
 
-def _refine(prior: Prior, config: EditConfig, has_place: bool) -> Refine | None:
+def _styled(prior: Prior, method: Guidance, request: Edit, config: EditConfig) -> Guidance:
+    """The method, with the references' pull beside it if there are any."""
+    if not request.references or not config.style_weight:
+        return method
+    references = tuple(Reference(encoded(prior, picture, config.size)) for picture in request.references)
+    layers = prior.editing.get("style", {}).get("transfer", {}).get("layers")
+    return Styled(method, Look(references, layers=layers), config.style_weight)
+
+
+def _refine(prior: Prior, method: Guidance, config: EditConfig, has_place: bool) -> Refine | None:
     """The redrawing to be done at the end, if any: only where there is a place to keep it in."""
     refine = Refine(**{"start": 0.0, **prior.editing.get("refine", {})})
+    if isinstance(method, FastLUSD):
+        refine = replace(refine, steps=min(refine.steps, method.redraw))
     if config.refine is not None:
         refine = replace(refine, start=config.refine)
     return refine if has_place and refine.start > 0 else None
@@ -281,6 +307,10 @@ def _place(
         place = F.max_pool2d(place, 3, stride=1, padding=1)  # the pixels of the edge itself hold some of the old
     elif goes:
         cell = round(max(size[0] / picture.z.shape[-2], size[1] / picture.z.shape[-1]))
-        across = F.max_pool2d(place, (1, 2 * cell + 1), stride=1, padding=(0, cell))
-        place = F.max_pool2d(across, (2 * cell + 1, 1), stride=1, padding=(cell, 0))
+
+        def widen(part: Tensor) -> Tensor:
+            across = F.max_pool2d(part, (1, 2 * cell + 1), stride=1, padding=(0, cell))
+            return F.max_pool2d(across, (2 * cell + 1, 1), stride=1, padding=(cell, 0))
+
+        place = in_strips(widen, place, cell)
     return heatmap, place, wide

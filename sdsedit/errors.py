@@ -28,6 +28,20 @@ class InputRefused(ValueError):
         self.status = status
 
 
+class OutOfMemory(MemoryError):
+    """Memory ran out, and nothing that was tried against it helped; the message is one sentence for a person."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, in the machine or on its GPU. By name and words: this must not import torch, whose CPU
+    and libraries have no class of their own for it."""
+    if isinstance(error, MemoryError) or "OutOfMemoryError" in {cls.__name__ for cls in type(error).__mro__}:
+        return True
+    said = str(error)
+    signs = ("DefaultCPUAllocator", "not enough memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(sign in said for sign in signs)
+
+
 def printable(text: str, limit: int = 200) -> str:
     """`text` on one line, at most `limit` characters, with control and bidirectional characters written as escapes."""
     shown = "".join(

@@ -35,6 +35,36 @@ KNOWN_MODELS = {
         "none stated on its page: ask its makers before you rely on it",
         "hf download etri-vilab/koala-700m-llava-cap",
     ),
+    "etri-vilab/koala-1b-llava-cap": KnownModel(
+        "KOALA 1B, a smaller SDXL, 1024 px",
+        "none stated on its page: ask its makers before you rely on it",
+        "hf download etri-vilab/koala-1b-llava-cap",
+    ),
+    "stabilityai/stable-diffusion-3-medium-diffusers": KnownModel(
+        "Stable Diffusion 3 medium, 1024 px",
+        "Stability AI Community License: free below a yearly revenue, and gated",
+        "hf download stabilityai/stable-diffusion-3-medium-diffusers",
+    ),
+    "stabilityai/stable-diffusion-3.5-medium": KnownModel(
+        "Stable Diffusion 3.5 medium, 1024 px",
+        "Stability AI Community License: free below a yearly revenue, and gated",
+        "hf download stabilityai/stable-diffusion-3.5-medium",
+    ),
+    "stabilityai/stable-diffusion-3.5-large": KnownModel(
+        "Stable Diffusion 3.5 large, 1024 px",
+        "Stability AI Community License: free below a yearly revenue, and gated",
+        "hf download stabilityai/stable-diffusion-3.5-large",
+    ),
+    "black-forest-labs/FLUX.1-dev": KnownModel(
+        "FLUX.1 dev, 1024 px",
+        "FLUX.1 [dev] Non-Commercial License, and gated",
+        "hf download black-forest-labs/FLUX.1-dev",
+    ),
+    "black-forest-labs/FLUX.1-schnell": KnownModel(
+        "FLUX.1 schnell, 1024 px, distilled to few steps: edits may be weak",
+        "Apache 2.0",
+        "hf download black-forest-labs/FLUX.1-schnell",
+    ),
 }
 
 MOVED = {

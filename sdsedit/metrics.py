@@ -1,7 +1,8 @@
 """Numbers that say how good an edit is: did the rest stay, is the mask right, did the meaning move as asked.
 
-Pictures are float [B, 3, H, W] in 0..1 and masks float [B, 1, H, W] in 0..1, 1 = may change. Every score is one number
-a picture, [B] float32, on the device of the input. Nothing here knows a model: embeddings are given.
+Pictures are float [B, 3, H, W] in 0..1 and masks float [B, 1, H, W] in 0..1, 1 = may change. Scores are one number a
+picture, [B] float32, on the device of the input; those of a whole test set (CLIP-AUC, L1*, CLIP-I*) say so. Nothing
+here knows a model: embeddings are given.
 
 The part that a mask leaves alone is where it is exactly 0: a feathered edge counts as allowed to change. With no mask
 the whole picture counts.
@@ -100,6 +101,65 @@ def directional_similarity(
     return torch.nn.functional.cosine_similarity(
         moved, asked, dim=1
     )  # 0 where either did not move: the norm is clamped
+
+
+def similarity(a: Tensor, b: Tensor) -> Tensor:  # [B, D] embeddings, twice -> [B] in -1..1
+    """cos(a, b): of a picture and its caption CLIP-T, of two pictures CLIP-I (MagicBrush, arXiv:2306.10012).
+
+    `ValueError` for shapes that differ.
+    """
+    _same_shape(a, b)
+    return torch.nn.functional.cosine_similarity(a.float(), b.float(), dim=1)
+
+
+def clip_ratio(
+    image_before: Tensor,  # [B, D] embeddings in one space
+    image_after: Tensor,  # [B, D]
+    text_after: Tensor,  # [B, D], of what the picture should become
+) -> Tensor:  # [B]
+    """CLIP-R of LUSD (arXiv:2503.11054): cos(after, text) / cos(before, text). Above 1 the edit came nearer to the
+    words, at 1 it did nothing. `ValueError` for shapes that differ."""
+    return similarity(image_after, text_after) / similarity(image_before, text_after)
+
+
+CLIP_R_THRESHOLDS = tuple(1 + 0.01 * k for k in range(41))  # 1.00 .. 1.40, LUSD's
+CLIP_R_STARRED = 23  # of them, 1.00 .. 1.22, for L1* and CLIP-I*
+
+
+def success_rates(ratio: Tensor) -> Tensor:  # [N] CLIP-R of a whole test set -> [41] in 0..1, float64
+    """The share of edits whose CLIP-R is above each of CLIP_R_THRESHOLDS. `ValueError`: no edits."""
+    return _passing(ratio).double().mean(1)
+
+
+def clip_auc(ratio: Tensor) -> Tensor:  # [N] -> 0-dim, 0..0.4
+    """LUSD's CLIP-AUC: the area under `success_rates` over the thresholds 1.00 .. 1.40, by Simpson's rule. It needs no
+    decision on what a success is. `ValueError`: no edits."""
+    return _simpson(success_rates(ratio))
+
+
+def passing_means(ratio: Tensor, value: Tensor) -> Tensor:  # [N], [N] -> [41] float64, NaN where none passes
+    """The mean of a score over the edits whose CLIP-R is above each of CLIP_R_THRESHOLDS. `ValueError` for shapes that
+    differ."""
+    _same_shape(ratio, value)
+    passing = _passing(ratio).double()
+    return (passing * value.double()).sum(1) / passing.sum(1)
+
+
+def starred(ratio: Tensor, value: Tensor) -> Tensor:  # [N], [N] -> 0-dim, NaN where no edit reaches 1.22
+    """LUSD's L1* and CLIP-I*: the area under `passing_means` over 1.00 .. 1.22, by Simpson's rule. What is left alone
+    counts only of edits that happened: an editor that does nothing would else be the best at it."""
+    return _simpson(passing_means(ratio, value)[:CLIP_R_STARRED])
+
+
+def _passing(ratio: Tensor) -> Tensor:  # [N] -> [41, N] bool
+    if ratio.ndim != 1 or not ratio.numel():
+        raise ValueError(f"CLIP-R must be one number an edit, of one edit or more; got shape {tuple(ratio.shape)}.")
+    return ratio.double()[None] > torch.tensor(CLIP_R_THRESHOLDS, dtype=torch.float64, device=ratio.device)[:, None]
+
+
+def _simpson(values: Tensor) -> Tensor:  # [odd number] at steps of 0.01 -> 0-dim
+    ends, odd, even = values[0] + values[-1], values[1:-1:2].sum(), values[2:-1:2].sum()
+    return 0.01 / 3 * (ends + 4 * odd + 2 * even)
 
 
 def _same_shape(a: Tensor, b: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -20,6 +21,9 @@ MAX_STEPS = 10_000
 MAX_SIZE = 4096  # working side, pixels
 MAX_FEATHER = 256  # pixels
 MAX_PROMPT = 2_000  # characters
+MAX_REFERENCES = 8  # pictures whose look is taken
+MAX_STYLE_WEIGHT = 10.0
+_ONE_OR_MORE = ("stride", "draws", "inversion", "rank", "patches")  # settings of methods; all others may be 0
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
@@ -36,6 +40,7 @@ class Edit:
         None  # [1, 1, H, W] in 0..1, 1 = may change, of the picture's own size; words then play no part
     )
     negative: str = ""  # what NFSD, CSD and SBP move away from; the other methods do not read it
+    references: tuple[Tensor, ...] = ()  # [1, 3, H, W] fp32 in 0..1 each: pictures whose look the edit takes
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class EditConfig:
     strength: float = 1.0  # 0.1 .. 10, multiplies the method's step size
     refine: float | None = None  # 0 .. 1, the noise from which the place is redrawn, 0: not; None: what suits the model
     size: int | None = None  # working side in pixels, up to MAX_SIZE; None: the model's native side
+    style_weight: float = 2.0  # 0 .. 10, of the references' pull, as a multiple of the method's own step
 
 
 def words_to_find(
@@ -106,9 +112,7 @@ def encode_prompts(
 
 def check_request(request: Edit, config: EditConfig) -> None:
     """Refuse, with one sentence (InputRefused), what no model and no picture could make right; needs neither."""
-    check_prompt("target prompt", request.target)
-    if not request.target.strip():
-        raise InputRefused("The target prompt is empty; describe the picture as it should become.")
+    check_target(request.target)
     check_prompt("source prompt", request.source or "")
     check_prompt("negative prompt", request.negative)
     if request.words is not None:
@@ -120,12 +124,13 @@ def check_request(request: Edit, config: EditConfig) -> None:
     for each in fields(method):
         value = getattr(method, each.name)
         if not isinstance(value, str):
-            check_number(each.name, value, 1 if each.name == "stride" else 0, math.inf)
+            check_number(each.name, value, 1 if each.name in _ONE_OR_MORE else 0, math.inf)
     if not 0 <= method.t_min < method.t_max <= 1:
         raise InputRefused(f"t_min and t_max must be 0 <= t_min < t_max <= 1; got {method.t_min} and {method.t_max}.")
     check_whole("steps", method.steps if config.steps is None else config.steps, 1, MAX_STEPS)
     check_whole("seed", config.seed, 0, 2**63 - 1)
     check_number("feather", config.feather, 0, MAX_FEATHER)
+    check_number("style_weight", config.style_weight, 0, MAX_STYLE_WEIGHT)
     if config.refine is not None:
         check_number("refine", config.refine, 0, 1)
     if config.size is not None:
@@ -143,6 +148,20 @@ def check_picture(image: Tensor, mask: Tensor | None, size: int | None, prior: P
         check_mask(mask, image)
     if size is not None:
         check_whole("size", size, prior.multiple, MAX_SIZE)
+
+
+def check_references(references: Sequence[Tensor], prior: Prior) -> None:
+    """Pictures whose look is taken. InputRefused."""
+    if len(references) > MAX_REFERENCES:
+        raise InputRefused(f"A style takes at most {MAX_REFERENCES} references; {len(references)} are given.")
+    for picture in references:
+        check_picture(picture, None, None, prior)
+
+
+def check_target(text: str) -> None:
+    check_prompt("target prompt", text)
+    if not text.strip():
+        raise InputRefused("The target prompt is empty; describe the picture as it should become.")
 
 
 def check_prompt(name: str, text: str) -> None:

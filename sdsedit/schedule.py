@@ -12,11 +12,20 @@ The network's output becomes eps in fp32, whatever it predicts:
     sample         eps = (z_t - alpha output) / sigma
     flow           v = eps - z_0, so eps = z_t + (1 - sigma) v
 
-Time t is in 0..1 everywhere above the network: 0 is the picture, 1 is noise.
+Time t is in 0..1 everywhere above the network: 0 is the picture, 1 is noise. A flow model's time is its sigma.
+
+A flow model's own sampler does not walk down evenly: a larger picture hides its noise better, so that more of the steps
+are spent near t = 1 (Stable Diffusion 3, arXiv:2403.03206, eq. 23),
+
+    t' = shift t / (1 + (shift - 1) t)
+
+with a shift of the model, or one that grows with the number of the network's picture tokens (FLUX.1). Distillation
+draws its times uniformly and never asks for it; descending walks (sampling, FlowEdit) do.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
@@ -35,13 +44,30 @@ class Draw:
 
 
 @dataclass(frozen=True)
+class TokenShift:
+    """FLUX.1's shift: mu runs linearly from `low` at `low_tokens` picture tokens to `high` at `high_tokens`, and on
+    beyond both; the shift is e^mu, or mu itself where `exponential` is off."""
+
+    low_tokens: int
+    high_tokens: int
+    low: float
+    high: float
+    exponential: bool = True
+
+    def __call__(self, tokens: int) -> float:
+        slope = (self.high - self.low) / (self.high_tokens - self.low_tokens)
+        mu = self.low + slope * (tokens - self.low_tokens)
+        return math.exp(mu) if self.exponential else mu
+
+
+@dataclass(frozen=True)
 class Schedule:
     """How a model was noised in training and what it predicts."""
 
     prediction: Prediction
     alphas_cumprod: Tensor | None  # [T] fp32, falling from 1; None for flow models
     num_train_timesteps: int  # T
-    shift: float = 1.0  # flow only: its own sampler's warp t' = shift t / (1 + (shift - 1) t); draws stay uniform
+    shift: float | TokenShift = 1.0  # flow only, of its own sampler; draws stay uniform
 
     def __post_init__(self) -> None:
         if self.prediction not in get_args(Prediction):
@@ -63,7 +89,7 @@ class Schedule:
         steps = int(config.get("num_train_timesteps", 1000))
         prediction = config.get("prediction_type", "epsilon")
         if name.startswith("FlowMatch") or prediction == "flow_prediction" or config.get("use_flow_sigmas"):
-            return cls("flow", None, steps, float(config.get("shift") or config.get("flow_shift") or 1.0))
+            return cls("flow", None, steps, _shift(config))
         if not torch.is_tensor(getattr(scheduler, "alphas_cumprod", None)):
             raise ValueError(f"{name} is neither variance preserving nor flow matching, so its model cannot be used.")
         return cls(cast(Prediction, prediction), scheduler.alphas_cumprod.detach().float().cpu(), steps)
@@ -88,6 +114,32 @@ class Schedule:
         if self.alphas_cumprod is None:
             return scaled
         return scaled.round().long().clamp(0, self.num_train_timesteps - 1)
+
+    def warp(self, t: Tensor, tokens: int | None = None) -> Tensor:  # any shape in 0..1 -> the same, fp32
+        """t' = shift t / (1 + (shift - 1) t): where the model's own sampler is when an even walk is at t.
+
+        tokens: how many tokens the network makes of the picture; ValueError if its shift depends on them and they are
+        not told.
+        """
+        shift = self.shift
+        if isinstance(shift, TokenShift):
+            if tokens is None:
+                raise ValueError("This model's shift depends on the picture's size; tell its number of tokens.")
+            shift = shift(tokens)
+        t = t.float()
+        return shift * t / (1 + (shift - 1) * t)
+
+    def descending(self, steps: int, tokens: int | None = None) -> Tensor:  # [steps + 1] fp32, from 1 to 0
+        """The times at which diffusers' own pipelines ask a flow model: even from 1 to 1 / steps (FLUX.1, whose shift
+        depends on the size) or to the last of training (the others), warped, and then 0. ValueError: no flow model."""
+        if self.prediction != "flow":
+            raise ValueError("Only flow models have a descending walk of their own.")
+        if isinstance(self.shift, TokenShift):
+            last = torch.tensor(1 / steps)
+        else:
+            last = self.warp(torch.tensor(1 / self.num_train_timesteps))  # so this one is warped twice, as theirs is
+        even = torch.linspace(1, float(last), steps)
+        return torch.cat([self.warp(even, tokens), torch.zeros(1)])
 
     def add_noise(self, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:  # [B, C, h, w] x 2, [B] -> [B, C, h, w] fp32
         """z_t = alpha z + sigma eps."""
@@ -126,3 +178,16 @@ class Schedule:
         t = torch.rand(z.shape[0], generator=generator, dtype=torch.float32) * (t_max - t_min) + t_min
         eps = torch.randn(z.shape, generator=generator, dtype=torch.float32)
         return Draw(t.to(z.device), eps.to(z.device))
+
+
+def _shift(config: Any) -> float | TokenShift:
+    """The shift in the config of a flow scheduler."""
+    if not config.get("use_dynamic_shifting"):
+        return float(config.get("shift") or config.get("flow_shift") or 1.0)
+    return TokenShift(
+        int(config["base_image_seq_len"]),
+        int(config["max_image_seq_len"]),
+        float(config["base_shift"]),
+        float(config["max_shift"]),
+        config.get("time_shift_type", "exponential") == "exponential",
+    )

@@ -60,7 +60,7 @@ def test_its_shapes(prior):
 
 def test_its_settings_are_settings_of_the_methods(prior):
     settings = json.loads((builtin_path() / "editing.json").read_text("utf-8"))
-    assert set(settings) <= {*METHODS, "refine", "sketch"} and settings == prior.editing
+    assert set(settings) <= {*METHODS, "refine", "sketch", "style"} and settings == prior.editing
     for name in METHODS:
         assert configured(name, 1.0, prior.editing)
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from sdsedit import cli, errors
 from sdsedit.cli import main
+from sdsedit.known_models import KNOWN_MODELS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -109,6 +110,12 @@ def test_outside_a_mask_every_pixel_is_kept(image: Callable[..., str]):
 def test_every_method(image: Callable[..., str], method: str):
     image("--method", method)
     assert json.loads(Path("out.json").read_text())["method"]["name"] == method
+
+
+def test_fast_is_a_method(image: Callable[..., str]):
+    image("--fast")
+    method = json.loads(Path("out.json").read_text())["method"]
+    assert method["name"] == "lusd-fast" and method["draws"] == 2
 
 
 def test_named_words(image: Callable[..., str]):
@@ -273,7 +280,7 @@ def test_models(capsys: pytest.CaptureFixture[str]):
     assert main(["models"]) == errors.OK
     said = capsys.readouterr().out
     assert said.startswith("builtin\n")
-    for name, (_, licence, how) in cli.KNOWN_MODELS.items():
+    for name, (_, licence, how) in KNOWN_MODELS.items():
         assert name in said and licence in said and how in said
 
 
@@ -286,8 +293,8 @@ def test_a_reader_that_stops_early_is_no_error():
         assert process.wait(60) == errors.OK and process.stderr.read() == b""
 
 
-def test_doctor(builtin_folder: Path, capsys: pytest.CaptureFixture[str]):
-    assert main(["doctor", "--model", str(builtin_folder)]) == errors.OK
+def test_doctor(capsys: pytest.CaptureFixture[str]):
+    assert main(["doctor"]) == errors.OK
     said = capsys.readouterr().out
     for what in ("torch", "cpu", "cuda", "triton", "xformers", "gsplat", "Memory"):
         assert what in said
@@ -296,7 +303,7 @@ def test_doctor(builtin_folder: Path, capsys: pytest.CaptureFixture[str]):
 
 def test_doctor_says_what_is_missing(capsys: pytest.CaptureFixture[str]):
     assert main(["doctor", "--model", "nobody/nothing"]) == errors.MODEL_MISSING
-    assert "Three-step edit    nobody/nothing" in capsys.readouterr().out
+    assert "It does not load: nobody/nothing" in capsys.readouterr().out
 
 
 def test_usage(capsys: pytest.CaptureFixture[str]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,8 +15,11 @@ from typing import Any
 
 import pytest
 
-from sdsedit import cli, errors
-from tests.batch.commands import main
+from sdsedit import errors
+from sdsedit.batch import inputs, local
+from sdsedit.batch.manifest import read_manifest
+from sdsedit.batch.store import CRASHES, Store
+from sdsedit.cli import main
 from tests.batch.conftest import here, write  # noqa: F401  # fixtures
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,7 +36,8 @@ def lines(text: str) -> list[dict[str, Any]]:
 
 
 def test_a_batch_its_status_its_sheet_and_a_replay(
-    write: Write, out: Path, builtin_folder: Path, here: Path, capsys: pytest.CaptureFixture[str]  # noqa: F811
+    write: Write, out: Path, builtin_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
     path = write(
         {"id": "cat", "input": "a.png", "target": "a <b>cat</b>"},
@@ -62,8 +67,8 @@ def test_a_batch_its_status_its_sheet_and_a_replay(
     expanded = (out / "_batch" / "expanded.jsonl").read_text().splitlines()
     assert len(expanded) == 3 and json.loads(expanded[1])["id"] == "cat"
 
-    again = ["replay", str(out / "cat.png"), "--input", str(here / "a.png"), "--model", str(builtin_folder)]
-    assert cli.main([*again, "--device", "cpu"]) == errors.OK
+    monkeypatch.chdir(tmp_path)  # where no a.png lies: the batch's own record says where it is, and which model it was
+    assert main(["replay", str(out / "cat.png"), "--device", "cpu"]) == errors.OK
     said = capsys.readouterr().out
     assert "Compared: the same, pixel for pixel" in said and "Differs" not in said
 
@@ -142,7 +147,7 @@ def test_refusals(
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send")
 def test_sigterm_to_the_real_process_loses_nothing(write: Write, out: Path, builtin_folder: Path):  # noqa: F811
     path = write(*({"id": name, "input": f"{name}.png"} for name in "abc"), steps=300)
-    command = [sys.executable, "-m", "tests.batch.commands", "batch", str(path), "--output", str(out)]
+    command = [sys.executable, "-m", "sdsedit.cli", "batch", str(path), "--output", str(out)]
     command += ["--model", str(builtin_folder), "--device", "cpu", "--json"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -150,9 +155,30 @@ def test_sigterm_to_the_real_process_loses_nothing(write: Write, out: Path, buil
         pass
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    said, wrong = process.communicate(timeout=60)
-    assert time.monotonic() - began < 30 and process.returncode == errors.TERMINATED
+    said, wrong = process.communicate(timeout=120)
+    assert time.monotonic() - began < 60 and process.returncode == errors.TERMINATED
     assert "--resume goes on" in wrong
     end = lines(said)[-1]
     assert end["event"] == "end" and end["running"] == 0 and end["done"] + end["waiting"] == 3
     assert not list(out.rglob("*.tmp"))
+
+
+def test_a_queue_that_took_the_machine_down_starts_paused(
+    write: Write, out: Path, builtin_folder: Path, capsys: pytest.CaptureFixture[str]  # noqa: F811
+):  # fmt: skip
+    """Runs that never ended, each with the same job in hand: the next one names it and begins nothing."""
+    path = write({"id": "poison", "input": "a.png"})
+    manifest = read_manifest(path, out, str(builtin_folder))
+    with Store(local.store_path(out)) as store:
+        store.plan(inputs.examine(manifest, inputs.models_of(manifest)))
+        for k in range(CRASHES):
+            local.begin_run(store)
+            store._db.execute("UPDATE jobs SET not_before = 0")
+            store.claim(f"{socket.gethostname()}:4194304.0:{k}.x")  # no process has so high a number: it is gone
+    command = ["batch", str(path), "--output", str(out), "--model", str(builtin_folder), "--device", "cpu", "--resume"]
+    assert main(command) == errors.USAGE
+    assert "The batch is paused: its last runs ended without a word, each while poison" in capsys.readouterr().err
+    assert main(["batch", "status", str(out)]) == errors.OK
+    said = capsys.readouterr().out
+    assert "Set aside: poison (line 2): Its worker died 3 times" in said and "paused" in said
+    assert main(command) == errors.ALL_FAILED  # told once, it goes on, and nothing is left to do

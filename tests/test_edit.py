@@ -9,7 +9,7 @@ import torch
 
 from sdsedit.edit import distill, edit
 from sdsedit.errors import InputRefused
-from sdsedit.guidance import CSD, DDS, LUSD, METHODS, PDS, SDS
+from sdsedit.guidance import CSD, DDS, ISM, LUSD, METHODS, PDS, SDS, FastLUSD
 from sdsedit.guidance.base import Update
 from sdsedit.prior.unet import UNetPrior
 from sdsedit.representations.base import View
@@ -285,6 +285,7 @@ def test_requests_that_are_refused(prior, request_, message):
         (EditConfig(method=DDS(scale=float("nan"))), "scale is nan; it must be a number of 0 or more"),
         (EditConfig(method=SDS(step_size=-0.1)), "step_size is -0.1"),
         (EditConfig(method=PDS(stride=0)), "stride is 0"),
+        (EditConfig(method=ISM(inversion=0)), "inversion is 0"),
         (EditConfig(method=CSD(t_min=0.9, t_max=0.2)), "t_min"),
         (EditConfig(method=CSD(t_max=2.0)), "t_max"),
     ],
@@ -345,6 +346,16 @@ def test_lusd_edits_with_every_family_of_models(tmp_path, family):
     result = edit(picture(64, 96), prior, REQUEST, EditConfig(steps=2, size=4 * prior.multiple))
     assert result.stopped == "" and result.words == ("crown",)
     assert result.heatmap.isfinite().all() and result.image.shape == (1, 3, 64, 96)
+
+
+def test_a_fast_run_ends_where_it_stops_moving_and_redraws_in_fewer_steps(builtin_like):
+    request, ends = Edit(target="a cat wearing a crown", source="a cat"), []
+    method = FastLUSD(steps=30, step_size=0.01, plateau=0.9, redraw=5)
+    result = edit(picture(), builtin_like, request, EditConfig(method=method, refine=0.5), ends.append)
+    assert 15 + 5 <= result.steps_done < 30 + 5 and not result.stopped
+    assert len(ends) == result.steps_done == len(result.history)
+    whole = edit(picture(), builtin_like, request, EditConfig(method=replace(method, plateau=0.0), refine=0.5))
+    assert whole.steps_done == 30 + 5
 
 
 def test_equal_prompts_stay_put_with_a_real_network(builtin_like):

@@ -22,12 +22,14 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("sdsedit.attention",),
     ("sdsedit.guidance",),
     ("sdsedit.render",),
-    ("sdsedit.representations", "sdsedit.request"),
+    ("sdsedit.representations", "sdsedit.request", "sdsedit.memory"),
     ("sdsedit.edit",),
-    ("sdsedit.sketch", "sdsedit.splats"),
+    ("sdsedit.sketch", "sdsedit.splats", "sdsedit.style"),
     ("sdsedit.io.record",),  # a recipe is made of an edit or a sketch as a whole: record stands above the rest of io
-    ("sdsedit.batch", "sdsedit.doctor"),
-    ("sdsedit.cli_batch",),
+    ("sdsedit.io.record_style",),
+    ("sdsedit.batch", "sdsedit.doctor", "sdsedit.licences"),
+    ("sdsedit.cli_batch", "sdsedit.cli_models", "sdsedit.cli_style", "sdsedit.evaluate"),
+    ("sdsedit.cli_evaluate",),  # it starts a batch, and scores what that made
     ("sdsedit.web", "sdsedit.cli"),
     ("sdsedit",),  # the front door, `sdsedit/__init__.py`: names of all rooms, loaded when used
     ("app", "pipelines", "training"),

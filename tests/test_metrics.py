@@ -7,7 +7,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdsedit.metrics import directional_similarity, iou, l1, max_change, pointing, psnr
+from sdsedit.metrics import (
+    CLIP_R_STARRED,
+    CLIP_R_THRESHOLDS,
+    clip_auc,
+    clip_ratio,
+    directional_similarity,
+    iou,
+    l1,
+    max_change,
+    passing_means,
+    pointing,
+    psnr,
+    similarity,
+    starred,
+    success_rates,
+)
 
 
 def flat(*values: float, size: int = 4) -> torch.Tensor:
@@ -126,3 +141,59 @@ def test_directional_similarity_keeps_the_sign():
     torch.testing.assert_close(directional_similarity(east, north, east, -east), torch.full((1,), math.sqrt(0.5)))
     with pytest.raises(ValueError, match="must have the same"):
         directional_similarity(east, north, torch.zeros(1, 3), torch.zeros(1, 3))
+
+
+def test_clip_ratio_is_how_much_nearer_to_the_words():
+    text = torch.tensor([[1.0, 0.0]])
+    at = lambda degrees: torch.tensor([[math.cos(math.radians(degrees)), math.sin(math.radians(degrees))]])  # noqa: E731
+    assert similarity(3 * at(60), text).item() == pytest.approx(0.5)
+    assert clip_ratio(at(60), at(60), text).item() == 1
+    assert clip_ratio(2 * at(60), 5 * at(0), 7 * text).item() == pytest.approx(2)
+    assert clip_ratio(at(0), at(60), text).item() == pytest.approx(0.5)
+    both = clip_ratio(torch.cat([at(60), at(30)]), torch.cat([at(0), at(30)]), torch.cat([text, text]))
+    torch.testing.assert_close(both, torch.tensor([2.0, 1.0]))
+
+
+def test_thresholds_of_the_paper():
+    assert len(CLIP_R_THRESHOLDS) == 41 and CLIP_R_THRESHOLDS[0] == 1 and CLIP_R_THRESHOLDS[-1] == pytest.approx(1.4)
+    assert CLIP_R_THRESHOLDS[CLIP_R_STARRED - 1] == pytest.approx(1.22)
+
+
+def test_an_edit_that_did_nothing_never_counts():
+    """The comparison is strict: CLIP-R 1 is above no threshold."""
+    assert success_rates(torch.ones(5)).sum() == 0 and clip_auc(torch.ones(5)) == 0
+    assert starred(torch.ones(5), torch.zeros(5)).isnan()
+
+
+def test_clip_auc_in_closed_form():
+    assert clip_auc(torch.full((3,), 2.0)).item() == pytest.approx(0.4)  # all pass everywhere: the width
+    assert clip_auc(torch.tensor([2.0, 0.5])).item() == pytest.approx(0.2)
+    # Edits spread evenly: the share above 1 + x is 1 - x / 0.4, a line, of which Simpson's rule is exact.
+    even = torch.linspace(1, 1.4, 4001)[1:]
+    assert clip_auc(even).item() == pytest.approx(0.2, abs=1e-4)
+
+
+def test_starred_scores_in_closed_form():
+    value = torch.tensor([0.1, 0.3])
+    assert starred(torch.tensor([2.0, 3.0]), value).item() == pytest.approx(0.22 * 0.2)
+    assert starred(torch.tensor([2.0, 1.0]), value).item() == pytest.approx(0.22 * 0.1)  # the second did nothing
+    # One drops out half way: the mean falls from 0.2 to 0.1 between two of Simpson's points.
+    half = starred(torch.tensor([2.0, 1.115]), value).item()
+    assert 0.22 * 0.1 < half < 0.22 * 0.2 and half == pytest.approx(0.22 * 0.1 + 0.115 * 0.1, abs=5e-4)
+    assert starred(torch.tensor([1.2, 1.1]), value).isnan()  # no edit reaches 1.22
+    assert passing_means(torch.tensor([1.05, 1.3]), value)[10].item() == pytest.approx(0.3)
+
+
+def test_the_papers_own_row_is_of_this_size():
+    """LUSD's L1* 0.015 and CLIP-I* 0.192 for L1 0.063 and CLIP-I 0.900: the width 0.22 times a mean."""
+    ratio = torch.full((1,), 1.5)
+    assert starred(ratio, torch.tensor([0.063])).item() == pytest.approx(0.0139, abs=1e-4)
+    assert starred(ratio, torch.tensor([0.900])).item() == pytest.approx(0.198, abs=1e-4)
+
+
+def test_what_a_test_set_cannot_be():
+    for bad in (torch.zeros(0), torch.zeros(2, 2)):
+        with pytest.raises(ValueError, match="one number an edit"):
+            success_rates(bad)
+    with pytest.raises(ValueError, match="must have the same"):
+        passing_means(torch.ones(2), torch.ones(3))

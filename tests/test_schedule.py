@@ -124,6 +124,79 @@ def test_flow_solvers_are_flow_and_keep_the_shift():
     assert Schedule.from_scheduler(solver).prediction == "flow" and Schedule.from_scheduler(solver).shift == 2.0
 
 
+def test_an_exact_velocity_means_the_noise_and_one_step_of_it_the_picture():
+    # z_t = (1 - s) z + s eps and v = eps - z, so z_t - s v = z whatever s is: a flow model's one-step sample.
+    z, eps, s = noise(0), noise(1), schedule("flow")
+    z_t = s.add_noise(z, eps, TIMES)
+    found = s.to_eps(eps - z, z_t, TIMES)
+    sigma = TIMES.view(-1, 1, 1, 1)
+    torch.testing.assert_close(s.to_sample(found, z_t, TIMES), z_t - sigma * (eps - z), atol=1e-4, rtol=1e-4)
+
+
+def test_a_difference_of_velocities_is_scaled_by_what_is_left_of_the_picture():
+    # d_eps = (1 - sigma) d_v: a weight that was tuned on one is not one for the other.
+    z_t, s = noise(0), schedule("flow")
+    one, other = noise(1), noise(2)
+    found = s.to_eps(one, z_t, TIMES) - s.to_eps(other, z_t, TIMES)
+    torch.testing.assert_close(found, (1 - TIMES.view(-1, 1, 1, 1)) * (one - other), atol=1e-6, rtol=1e-5)
+
+
+def test_an_euler_step_is_the_schedulers_own():
+    # dz/dt = v, with v read back from the noise that the network's output means.
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(10)
+    s, z_t, v = Schedule.from_scheduler(scheduler), noise(0), noise(1)
+    for k in (1, 5, 8):
+        now, after = scheduler.sigmas[k], scheduler.sigmas[k + 1]
+        scheduler._step_index = None
+        expected = scheduler.step(v, scheduler.timesteps[k], z_t).prev_sample
+        eps = s.to_eps(v, z_t, now.expand(5))
+        velocity = eps - s.to_sample(eps, z_t, now.expand(5))
+        torch.testing.assert_close(z_t + (after - now) * velocity, expected, atol=1e-4, rtol=1e-4)
+
+
+FLUX = {"use_dynamic_shifting": True, "shift": 3.0, "base_shift": 0.5, "max_shift": 1.15}
+
+
+@pytest.mark.parametrize("steps", [1, 4, 28, 50])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_descending_walk_is_the_schedulers_own(steps, shift):
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    s = Schedule.from_scheduler(scheduler)
+    scheduler.set_timesteps(steps)
+    torch.testing.assert_close(s.descending(steps), scheduler.sigmas, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+@pytest.mark.parametrize("tokens", [64, 256, 1000, 4096, 9216])
+def test_a_walk_that_depends_on_the_size_is_the_pipelines_own(tokens, kind):
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(time_shift_type=kind, **FLUX)
+    s = Schedule.from_scheduler(scheduler)
+    even = [1 - k / 28 for k in range(28)]
+    scheduler.set_timesteps(sigmas=even, mu=calculate_shift(tokens))
+    torch.testing.assert_close(s.descending(28, tokens), scheduler.sigmas, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(s.warp(torch.tensor(even), tokens), scheduler.sigmas[:-1], atol=1e-6, rtol=1e-6)
+
+
+def test_a_warp_keeps_both_ends_and_leans_to_the_noise():
+    s = schedule("flow")
+    t = torch.linspace(0, 1, 11)
+    warped = s.warp(t)
+    assert warped[0] == 0 and warped[-1] == 1 and (warped.diff() > 0).all() and (warped[1:-1] > t[1:-1]).all()
+    assert torch.equal(schedule("epsilon").warp(t), t)
+
+
+def test_a_walk_needs_a_flow_model_and_sometimes_a_size():
+    with pytest.raises(ValueError, match="flow models"):
+        schedule("epsilon").descending(10)
+    s = Schedule.from_scheduler(diffusers.FlowMatchEulerDiscreteScheduler(**FLUX))
+    with pytest.raises(ValueError, match="number of tokens"):
+        s.descending(10)
+    assert Schedule.from_scheduler(diffusers.FlowMatchEulerDiscreteScheduler()).shift == 1.0  # FLUX.1 schnell
+
+
 def test_zero_terminal_snr_still_means_a_noise():
     s = Schedule.from_scheduler(
         diffusers.DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True, **SCALED)

@@ -78,8 +78,11 @@ def snap(
     matrix = variance.permute(0, 3, 4, 1, 2) + eps * torch.eye(3, device=mask.device)
     a = torch.linalg.solve(matrix, covariance.permute(0, 2, 3, 1)[..., None])[..., 0].permute(0, 3, 1, 2)
     b = mean_m - (a * mean_i).sum(1, keepdim=True)
-    a, b = (F.interpolate(mean(x), (height, width), mode="bilinear", align_corners=False) for x in (a, b))
-    return ((a * picture).sum(1, keepdim=True) + b).clamp(0, 1)
+    total = torch.zeros_like(mask)
+    for k, x in enumerate((*mean(a).split(1, dim=1), mean(b))):  # one at a time: a photo's four would take its memory
+        part = F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
+        total += part * picture[:, k : k + 1] if k < 3 else part
+    return total.clamp_(0, 1)
 
 
 def feather(

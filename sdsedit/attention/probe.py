@@ -1,4 +1,4 @@
-"""Attention maps of chosen words, recorded during one ordinary forward pass of a diffusers UNet.
+"""Attention maps of chosen words, recorded during one ordinary forward pass of a diffusers UNet or joint transformer.
 
 LUSD, arXiv:2503.11054, localises an edit with two kinds of attention. For image cells i, text tokens k, layers l,
 heads h:
@@ -14,6 +14,9 @@ unstretched after it, which spends a half-precision network's few digits on the 
 Deviations from LUSD: layers are chosen by level (a fraction of the latent side) rather than by a number of queries,
 so that pictures of any size and shape work; the map belongs to the forward pass that made the gradient, not to the
 one before.
+
+Transformers with joint attention (SD3, FLUX.1) have neither cross- nor self-attention layers; attention/joint.py says
+what takes their place.
 """
 
 from __future__ import annotations
@@ -28,8 +31,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sdsedit.attention.joint import JointListener, is_joint, joint_layers, patch_of, word_share
+
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
+    from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
     from diffusers.models.attention_processor import Attention
 
 # LUSD's cross maps are 16 x 16. Coarser grids no longer separate one object from its neighbour.
@@ -58,6 +63,7 @@ class AttentionProbe:
         averaged on the finest one's grid. LUSD on Stable Diffusion 1.5 is cross 1/4 (16 x 16 of 64), self 1/2.
         cross_levels=None is the coarsest level that has 16 cells a side at the network's native size: 1/4 for SD 1.5,
         2.1, SDXL and KOALA, 1/2 for a network with 32 x 32 latents. self_levels=() records no self-attention.
+        A joint transformer has one grid, so one level: any means that one.
     """
 
     def __init__(
@@ -83,7 +89,12 @@ class AttentionProbe:
         self._self: list[tuple[Tensor, Tensor, float, tuple[int, int]]] = []
 
     @contextmanager
-    def attach(self, network: UNet2DConditionModel, batch: int, latent_size: tuple[int, int]) -> Iterator[None]:
+    def attach(
+        self,
+        network: UNet2DConditionModel | SD3Transformer2DModel | FluxTransformer2DModel,
+        batch: int,
+        latent_size: tuple[int, int],
+    ) -> Iterator[None]:
         """Record the forward pass made inside the `with`; the layers' own processors always come back afterwards.
 
         batch: rows of the network's input. latent_size: (height, width) of its latent.
@@ -92,6 +103,19 @@ class AttentionProbe:
         """
         if not range(batch)[self.rows]:
             raise ValueError(f"The probe records no row: {self.rows} selects nothing from a batch of {batch}.")
+        self._cross, self._self = [], []
+        with _listening(self._listeners(network, batch, latent_size)):
+            yield
+
+    def _listeners(self, network: Any, batch: int, latent_size: tuple[int, int]) -> list[tuple[Any, Any]]:
+        """(layer, the processor that it gets) of every layer to record."""
+        if is_joint(network):
+            side = patch_of(network)
+            grid = (latent_size[0] // side, latent_size[1] // side)
+            return [
+                (attn, JointListener(attn.processor, self._record_joint, self.rows, batch, grid))
+                for attn in joint_layers(network)
+            ]
         layers = _attention_layers(network)
         cross_depths = {depth for attn, depth in layers if attn.is_cross_attention}
         self_depths = {depth for attn, depth in layers if not attn.is_cross_attention}
@@ -105,19 +129,13 @@ class AttentionProbe:
             wanted = _nearest_depths(cross_depths, self.cross_levels)
         wanted_self = _nearest_depths(self_depths, self.self_levels) if self_depths else set()
 
-        self._cross, self._self = [], []
-        own = []
-        try:
-            for attn, depth in layers:
-                if depth in (wanted if attn.is_cross_attention else wanted_self):
-                    own.append((attn, attn.processor))
-                    record = self._record_cross if attn.is_cross_attention else self._record_self
-                    listener = _Listener(attn.processor, record, self.rows, batch, _grid(latent_size, depth))
-                    attn.set_processor(listener)  # pyright: ignore[reportArgumentType]  # any callable will do
-            yield
-        finally:
-            for attn, processor in own:
-                attn.set_processor(processor)
+        listeners = []
+        for attn, depth in layers:
+            if depth in (wanted if attn.is_cross_attention else wanted_self):
+                record = self._record_cross if attn.is_cross_attention else self._record_self
+                grid = _grid(latent_size, depth)
+                listeners.append((attn, _Listener(attn.processor, record, self.rows, batch, grid)))
+        return listeners
 
     @torch.no_grad()
     def collect(self) -> AttentionMaps:
@@ -149,6 +167,28 @@ class AttentionProbe:
         if bias is not None:
             raise ValueError("Masked self-attention is not supported by the attention probe.")
         self._self.append((q, k, scale, grid))
+
+    def _record_joint(self, q: Tensor, k: Tensor, length: int, grid: tuple[int, int]) -> None:
+        if max(self.tokens) >= length:
+            raise ValueError(
+                f"Token position {max(self.tokens)} was asked for; the text has positions 0 to {length - 1}."
+            )
+        self._cross.append(word_share(q, k, self.tokens).unflatten(-1, grid))
+        if self.self_levels:
+            self._self.append((q, k[:, :, length:], q.shape[-1] ** -0.5, grid))
+
+
+@contextmanager
+def _listening(listeners: Sequence[tuple[Any, Any]]) -> Iterator[None]:
+    """The layers with these processors; their own always come back."""
+    own = [(attn, attn.processor) for attn, _ in listeners]
+    try:
+        for attn, listener in listeners:
+            attn.set_processor(listener)
+        yield
+    finally:
+        for attn, processor in own:
+            attn.set_processor(processor)
 
 
 class _Listener:

@@ -18,14 +18,19 @@ from typing import Any
 
 from sdsedit.batch.inputs import Planned, model_folder
 
-# Rows of a step, in passes of two rows, as each method's docstring says.
-_STEP = {"lusd": 1.0, "dds": 2.0, "pds": 2.0, "ssd": 1.5, "sds": 1.0, "sbp": 1.5, "nfsd": 1.5, "csd": 1.5}
+# Rows of a step, in passes of two rows, as each method's docstring says; the way back costs two there.
+_STEP = {
+    "lusd": 1.0, "dds": 2.0, "flowedit": 2.0, "cds": 3.0, "ids": 11.0, "pds": 2.0, "ssd": 1.5, "ism": 3.5, "sds": 1.0,
+    "sbp": 1.5, "nfsd": 1.5, "csd": 1.5, "vsd": 3.0, "lusd-fast": 2.0,
+}  # fmt: skip
 _USUAL_STEPS = 200  # where the model does not say
+_FLOW_STEPS = 33  # FlowEdit's own
 _REFINE = 12
 _BESIDE = 4  # the autoencoder, there and back
 _SKETCH = 3.0  # passes that a step of a sketch costs; likewise
 _SVG = 3.0
 _SPLATS = 12.0
+_STYLE = {"input": 200, "texture": 300, "prompt": 50}  # steps where neither the job nor the model says
 _SPLAT_STEPS = 150
 _MOST_BYTES = 8 * 2**30  # of a network that is timed on a CPU
 
@@ -67,8 +72,13 @@ def passes_of(planned: Planned) -> float:
     given = job.settings
     if job.kind == "sketch":
         return _SKETCH * given["steps"] + 40
+    if job.kind == "style":
+        what = next(each for each in _STYLE if (each == "input" and job.input) or given.get(each))
+        rows = (1 + len(job.references)) * (4 if what == "prompt" else 1)  # sampling: some steps of it in each
+        return (given["steps"] or _STYLE[what]) * (0.5 + 1.5 * rows) + _BESIDE  # there and back again
     method = given["method"]
-    steps = given["steps"] or own.get(method, {}).get("steps", _USUAL_STEPS)
+    usual = _FLOW_STEPS if method == "flowedit" else _USUAL_STEPS
+    steps = given["steps"] or own.get(method, {}).get("steps", usual)
     picture = steps * _STEP[method] + _REFINE + _BESIDE
     if job.kind == "svg":
         return picture + _SVG * (given["steps"] or 60)

@@ -9,20 +9,26 @@ from typing import Any, Literal
 from sdsedit.errors import printable
 
 SCHEMA_VERSION = 1
-KINDS = ("image", "sketch", "svg", "splats")
+KINDS = ("image", "sketch", "svg", "splats", "style")
 
 # As the engine has them; named here, for this file is read without torch. A test holds them to the engine's own.
-METHODS = ("lusd", "dds", "pds", "ssd", "sds", "sbp", "nfsd", "csd")
+METHODS = ("lusd", "dds", "flowedit", "cds", "ids", "pds", "ssd", "ism", "sds", "sbp", "nfsd", "csd", "vsd")
+METHODS += ("lusd-fast",)
 STYLES = ("ink", "colour", "icon")
 EDIT_KINDS = ("recolour", "restyle", "replace", "add", "delete")
-SUFFIXES = {"image": (".png",), "sketch": (".svg",), "svg": (".svg",), "splats": (".ply", ".spz", ".splat")}
+SUFFIXES = {
+    "image": (".png",), "sketch": (".svg",), "svg": (".svg",), "splats": (".ply", ".spz", ".splat"),
+    "style": (".png",),
+}  # fmt: skip
 READS = {
     "image": (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"),
     "svg": (".svg", ".svgz"),
     "splats": (".ply", ".spz"),
 }
+READS["style"] = READS["image"]
+MAX_REFERENCES, MAX_TEXTURE = 8, 8192
 
-Type = Literal["text", "whole", "number", "flag", "choice", "words", "vector"]
+Type = Literal["text", "whole", "number", "flag", "choice", "words", "vector", "files"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,20 @@ FIELDS: dict[str, dict[str, Field]] = {
         "up": Field("vector", "of the scene's world, three numbers", (0.0, -1.0, 0.0), low=-1, high=1),
         "model": _MODEL,
     },
+    "style": {
+        "input": Field("text", "a picture that keeps its layout and takes the look; this, prompt or texture"),
+        "references": Field("files", "pictures whose look is wanted, relative to the manifest", high=MAX_REFERENCES,
+                            required=True),
+        "prompt": Field("text", "what to draw in that look"),
+        "texture": Field("text", f"a texture this large, such as 512x256, up to {MAX_TEXTURE} pixels a side"),
+        "content_weight": Field("number", "how firmly the layout is kept; without it what suits the model", low=0,
+                                high=10),
+        "step_size": Field("number", "how far a step may move a value of the latent", low=1e-6, high=1),
+        "scale": Field("number", "how firmly the prompt is followed", low=1, high=30),
+        "layers": Field("whole", "self-attention layers to compare, from the network's end", low=1, high=128),
+        "steps": replace(_STEPS, about="steps; without it what suits the model"), "seed": _SEED, "size": _SIZE,
+        "model": _MODEL,
+    },
 }  # fmt: skip
 NAMES = {
     "kind": Field("choice", "image without it", "image", choices=KINDS),
@@ -101,7 +121,8 @@ NAMES = {
     "output": Field("text", "relative to the output folder; without it the id. {stem}, {id} and the grid's names stand "
                     "for their values"),
 }  # fmt: skip
-NOT_SETTINGS = {"input", "mask", "cameras", "model"}
+FILES = ("input", "mask", "cameras", "references")  # fields that name files
+NOT_SETTINGS = {*FILES, "model"}
 
 
 class Cell(str):
@@ -124,6 +145,10 @@ def fault_in(name: str, value: Any, field: Field) -> str | None:
         each = value if isinstance(value, list | tuple) else [value]
         good = bool(each) and all(isinstance(word, str) and word.strip() for word in each)
         return None if good else f'{name} must be words of the prompt, such as ["crown", "top hat"].'
+    if field.type == "files":
+        each = value if isinstance(value, list | tuple) else [value]
+        good = 1 <= len(each) <= field.high and all(isinstance(name, str) and name.strip() for name in each)
+        return None if good else f"{name} must be 1 to {_top(field)} names of files."
     if field.type == "vector":
         good = isinstance(value, list | tuple) and len(value) == 3 and all(_within(v, field) for v in value)
         return None if good else f"{name} must be three numbers from {field.low:g} to {field.high:g}."
@@ -153,6 +178,8 @@ def normal(value: Any, field: Field) -> Any:
         return float(value)
     if field.type == "vector":
         return tuple(float(each) for each in value)
+    if field.type == "files":
+        return (value,) if isinstance(value, str) else tuple(value)
     if field.type == "words":
         each = [value] if isinstance(value, str) else value
         return tuple(word.strip() for entry in each for word in entry.split(",") if word.strip())
@@ -164,6 +191,8 @@ def read_cell(cell: str, field: Field) -> Any:
     text = str(cell)
     if field.type == "flag":
         return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(text.lower(), text)
+    if field.type == "files":
+        return [part.strip() for part in text.split(";")]
     try:
         if field.type == "whole":
             return int(text)
@@ -189,6 +218,12 @@ def json_schema() -> dict[str, Any]:
             "words": lambda: {
                 "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]
             },
+            "files": lambda: {
+                "anyOf": [
+                    {"type": "string"},
+                    {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": int(field.high)},
+                ]
+            },
             "vector": lambda: {
                 "type": "array", "minItems": 3, "maxItems": 3,
                 "items": {"type": "number", "minimum": field.low, "maximum": field.high},
@@ -205,7 +240,7 @@ def json_schema() -> dict[str, Any]:
         varied = {
             name: {"type": "array", "minItems": 1, "uniqueItems": True, "items": of(field)}
             for name, field in fields.items()
-            if name not in ("input", "mask", "cameras")
+            if name not in FILES
         }
         properties = {
             "kind": {"const": kind},

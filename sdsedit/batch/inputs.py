@@ -47,22 +47,38 @@ class ModelMissing(Exception):
     """A model that is not on this machine; the message is one sentence that says how to get it."""
 
 
+Seen = dict[str, tuple[str, str, Any]]  # what a file was looked at for -> its stamp then, its SHA-256, its size
+
+
 def examine(
-    manifest: Manifest, models: dict[str, Model], tell: Callable[[int, int], None] = lambda done, total: None
-) -> list[Planned]:
-    """Read every file that the manifest names, once each. ManifestRefused: all faults of all rows."""
+    manifest: Manifest, models: dict[str, Model], tell: Callable[[int, int], None] = lambda done, total: None,
+    seen: Seen | None = None,
+) -> list[Planned]:  # fmt: skip
+    """Read every file that the manifest names, once each. ManifestRefused: all faults of all rows.
+
+    seen: what was found before, which is added to; a file whose size and time are as they were is not read again.
+    (Ten thousand photographs take minutes. Whoever edits one looks at its bytes again: see work.py.)
+    """
+    seen = {} if seen is None else seen
     root = manifest.root
     masks = {(job.mask, job.input) for job in manifest.jobs if job.mask}
     cameras = {(job.cameras, job.input) for job in manifest.jobs if job.cameras}
-    wanted = list(dict.fromkeys((job.input, job.kind) for job in manifest.jobs if job.input))
+    every = [(name, "image" if job.kind == "style" else job.kind) for job in manifest.jobs
+             for name in (job.input, *job.references) if name]  # fmt: skip
+    wanted = list(dict.fromkeys(every))
     faults: dict[tuple[str | None, str | None], str] = {}
     found: dict[tuple[str | None, str | None], tuple[str, Any]] = {}
     done, total = 0, len(wanted) + len(masks) + len(cameras)
 
     def looked(pair: tuple[str | None, str | None], look: Callable[[], tuple[str, Any]]) -> None:
         nonlocal done
+        key, stamp = json.dumps(pair), _stamp(root, pair[:1] if pair[1] in _LOOKS else pair)
         try:
-            found[pair] = look()
+            then, sha256, size = seen.get(key, ("", "", None))
+            if not stamp or then != stamp:
+                sha256, size = look()
+                seen[key] = (stamp, sha256, size)
+            found[pair] = sha256, tuple(size) if isinstance(size, list) else size
         except InputRefused as error:
             faults[pair] = str(error)
         except MemoryError:
@@ -73,17 +89,16 @@ def examine(
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # decoders let other threads run
         list(pool.map(lambda pair: looked(pair, lambda: _LOOKS[str(pair[1])](root / str(pair[0]))), wanted))
         sizes = {name: found[name, kind][1] for name, kind in wanted if kind == "image" and (name, kind) in found}
-        for pair in sorted(masks, key=str):
-            if pair[1] in sizes:  # else its picture has a fault of its own
-                looked(pair, functools.partial(_mask, root / str(pair[0]), sizes[pair[1]]))
+        fit = [pair for pair in sorted(masks, key=str) if pair[1] in sizes]  # other pictures have faults of their own
+        list(pool.map(lambda pair: looked(pair, lambda: _mask(root / str(pair[0]), sizes[pair[1]])), fit))
         for pair in sorted(cameras, key=str):
             if (pair[1], "splats") in found:
                 looked(pair, functools.partial(_cameras, root / str(pair[0]), root / str(pair[1])))
     planned: list[Planned] = []
     report: list[Fault] = []
     for job in manifest.jobs:
-        pairs = {"input": (job.input, job.kind), "mask": (job.mask, job.input), "cameras": (job.cameras, job.input)}
-        pairs = {name: pair for name, pair in pairs.items() if pair[0]}
+        kind = "image" if job.kind == "style" else job.kind
+        pairs = {what: (name, job.input if what in ("mask", "cameras") else kind) for what, name in job.files.items()}
         bad = [faults[pair] for pair in pairs.values() if pair in faults]
         report += [Fault(job.line, sentence) for sentence in bad]
         if not bad:
@@ -94,6 +109,21 @@ def examine(
     if report:
         raise ManifestRefused(report)
     return planned
+
+
+def _stamp(root: Path, names: Sequence[str | None]) -> str:
+    """Another one when a file has changed; "": it cannot be told, as of a folder."""
+    stamps = []
+    for name in names:
+        path = root / str(name)
+        try:
+            facts = path.stat()
+        except OSError:
+            return ""
+        if path.is_dir():
+            return ""
+        stamps.append(f"{facts.st_size}.{facts.st_mtime_ns}.{facts.st_ino}")
+    return " ".join(stamps)
 
 
 def key_of(job: Job, inputs: dict[str, str], model: Model) -> str:
@@ -111,6 +141,7 @@ _NOT_ITS = {  # folders of the package that a kind of job does not run through
     "sketch": ("splats/", "render/splats/"),
     "svg": ("splats/", "render/splats/"),
     "splats": ("sketch/", "render/strokes/"),
+    "style": ("sketch/", "splats/", "render/"),
 }
 
 
@@ -208,9 +239,9 @@ def _svg(path: Path) -> tuple[str, Any]:
 
 
 def _splats(path: Path) -> tuple[str, Any]:
-    from sdsedit.io.splats import read
+    from sdsedit.io.splats import read_bounded
 
-    read(path)
+    read_bounded(path)
     return file_sha256(path), None
 
 
@@ -258,7 +289,7 @@ def check_apart(planned: Sequence[Planned], root: Path, folder: Path) -> None:
     """ManifestRefused: a result would be written over a file that a job reads."""
     from sdsedit.batch.manifest import outputs_of
 
-    read = {(root / name).resolve() for each in planned for name in (each.job.input, each.job.mask) if name}
+    read = {(root / name).resolve() for each in planned for name in each.job.files.values()}
     report = []
     for each in planned:
         for name in outputs_of(each.job):

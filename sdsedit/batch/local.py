@@ -7,10 +7,12 @@ goes through the worker's standard input; the end of that pipe is the end of the
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import sqlite3
@@ -26,16 +28,19 @@ from typing import TYPE_CHECKING, Any
 
 from sdsedit.batch.places import OWN_FOLDER
 from sdsedit.batch.store import Claimed, Store
-from sdsedit.errors import InputRefused, one_sentence, printable
+from sdsedit.errors import InputRefused, OutOfMemory, one_sentence, out_of_memory, printable
 
 if TYPE_CHECKING:
+    from sdsedit.batch.checkpoint import Remembering
     from sdsedit.batch.work import Made
     from sdsedit.prior.base import Prior
 
 GRACE = 20.0  # seconds that a job may take to end by itself after SIGTERM
-_DEADLINE = 28.0  # seconds after which a worker that was told to stop is killed
+_DEADLINE = 24.0  # seconds after which a worker that was told to stop is killed: the rest of 30 is for the report
 _BEAT = 2.0  # seconds between two beats
 _STILLBORN = 3  # workers in a row that died before they took a job
+_ROOM = 60.0  # seconds that a finished job waits for room on a full disk before it is given back
+_NO_STORE = 75  # exit code of a worker that could not write to the store: no fault of its job
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ def alone(folder: Path) -> Iterator[None]:
     """InputRefused while another batch works in `folder`. The system gives the lock back when its holder dies."""
     (folder / OWN_FOLDER).mkdir(parents=True, exist_ok=True)
     db = sqlite3.connect(folder / OWN_FOLDER / "lock.sqlite", timeout=0, isolation_level=None)
-    try:
+    try:  # a lock of the system's: nothing is written, so that it holds on a full disk too
         try:
             db.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as error:
@@ -87,15 +92,17 @@ def run(
     threads = 0 if workers == 1 else max(1, count // workers)
     hands: list[_Hand] = []
     stillborn, stopping, swept = 0, 0.0, 0.0
-    store.expire(gone)
+    begin_run(store)
+    sweep(store, Path(options.folder))
     try:
         while True:
             for hand in [hand for hand in hands if hand.process.poll() is not None]:
                 hands.remove(hand)
                 code = hand.process.returncode
-                took = hand.took()
+                took = store.took(hand.name, hand.after)
                 hand.close()
-                if code == 0:
+                if code in (0, _NO_STORE):
+                    store.release(hand.name)
                     stillborn = 0
                     continue
                 store.died(hand.name, _how(code))
@@ -111,17 +118,19 @@ def run(
                 while len(hands) < min(workers, left):
                     used = {hand.k for hand in hands}
                     k = next(k for k in range(workers) if k not in used)
-                    hands.append(_Hand(k, options, devices[k % len(devices)] if devices else options.device, threads))
+                    device = devices[k % len(devices)] if devices else options.device
+                    hands.append(_Hand(k, options, device, threads, store.journal_end()))
             if not stopping and (number := stop()):
                 grace = GRACE if number == signal.SIGTERM else 0.0
                 stopping = time.monotonic() + (_DEADLINE if grace else 10.0)
+                store.hurry()
                 for hand in hands:
                     hand.say(f"stop {grace}")
             if stopping and (not hands or time.monotonic() > stopping):
                 break
             if time.monotonic() - swept > 2:
                 swept = time.monotonic()
-                store.expire(gone)
+                store.expire(gone, [hand.name for hand in hands])
             tell(store)
             time.sleep(0.05 if left < workers or stopping else 0.2)
     finally:
@@ -130,24 +139,68 @@ def run(
         for hand in hands:
             hand.process.wait()
             hand.close()
-            for n in store.running(hand.name):  # it was told to stop and could not: that is nobody's fault
-                store.released(n, hand.name)
+        end_run(store, [hand.name for hand in hands])  # told to stop, they could not: that is no fault of their jobs
+        sweep(store, Path(options.folder))
         tell(store)
+
+
+def begin_run(store: Store) -> None:
+    """Enter a run in the store. InputRefused: it is paused, for the runs before took the machine down with them."""
+    aside = store.begin_run(f"{socket.gethostname()}:{os.getpid()}", gone)
+    if aside:
+        shown = ", ".join(printable(id, 120) for id in aside[:5]) + (" and others" if len(aside) > 5 else "")
+        raise InputRefused(
+            f"The batch is paused: its last runs ended without a word, each while {shown} was being done. That is set "
+            "aside and nothing was begun: look into it, then --resume goes on without it, and --retry-failed with it."
+        )
+
+
+def end_run(store: Store, names: Sequence[str]) -> None:
+    """The run ends, and what these workers still had in hand waits for the next one. If the disk is full now, the
+    next run finds out by itself."""
+    store.hurry()
+    with contextlib.suppress(sqlite3.OperationalError):
+        for name in names:
+            store.release(name)
+        store.end_run()
+
+
+def sweep(store: Store, folder: Path) -> None:
+    """Remove what killed workers left behind: files on their way, and checkpoints of jobs that need none any more.
+    Only while nobody works."""
+    from sdsedit.io.record import TEMPORARY
+
+    own = folder / OWN_FOLDER
+    homes = {folder, own, own / "thumbs"} | {(folder / each.job.output).parent for each in store.entries()}
+    for home in homes:
+        for path in home.glob(".*.tmp"):
+            if TEMPORARY.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+    waiting = {each.id for each in store.entries("waiting", "running", "failed", "aside")}
+    for kept in (own / "checkpoints").glob("*"):
+        if kept.name in waiting:
+            for path in kept.glob(".*.tmp"):
+                path.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(kept, ignore_errors=True)
 
 
 class _Hand:
     """A worker process as its parent holds it."""
 
-    def __init__(self, k: int, options: Options, device: str | None, threads: int) -> None:
-        self.k = k
-        self.name = f"{socket.gethostname()}:{os.getpid()}.{k}:{secrets.token_hex(4)}"
+    def __init__(self, k: int, options: Options, device: str | None, threads: int, after: int) -> None:
+        self.k, self.after = k, after  # the line of the journal after which it began
+        self.name = worker_name(str(k))
         package = Path(__file__).resolve().parents[2]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])}
         if threads:
             environment |= {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")}
         order = json.dumps({"name": self.name, "device": device, "options": asdict(options)})
         self.log = Path(options.folder) / OWN_FOLDER / f"worker-{k}.log"
-        with open(self.log, "wb") as log:
+        with contextlib.ExitStack() as stack:
+            log: Any = subprocess.DEVNULL
+            with contextlib.suppress(OSError):  # a full disk: it does without
+                log = stack.enter_context(open(self.log, "wb"))
             self.process = subprocess.Popen(
                 [sys.executable, "-c", "from sdsedit.batch.local import worker; worker()", order],
                 stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=package,
@@ -159,11 +212,6 @@ class _Hand:
             assert self.process.stdin is not None
             self.process.stdin.write(word.encode() + b"\n")
             self.process.stdin.flush()
-
-    def took(self) -> bool:
-        with contextlib.suppress(OSError):
-            return b"took a job" in self.log.read_bytes()[: 2**20]
-        return False
 
     def last_words(self) -> str:
         with contextlib.suppress(OSError):
@@ -177,6 +225,13 @@ class _Hand:
             self.process.stdin.close()
 
 
+_SELF = secrets.token_hex(4)  # of this process: its number comes again, in a container even at each start
+
+
+def worker_name(k: str) -> str:
+    return f"{socket.gethostname()}:{os.getpid()}.{k}:{_SELF}.{secrets.token_hex(4)}"
+
+
 def gone(worker: str) -> bool:
     """Whether the parent of a worker, which the name tells, is no longer there; False if it was on another machine."""
     host, _, rest = worker.partition(":")
@@ -184,7 +239,7 @@ def gone(worker: str) -> bool:
     if host != socket.gethostname() or not number.isdigit() or os.name == "nt":
         return False
     if int(number) == os.getpid():
-        return False
+        return f":{_SELF}." not in rest
     try:
         os.kill(int(number), 0)
     except ProcessLookupError:
@@ -204,7 +259,7 @@ def _how(code: int) -> str:
 # ---- a worker
 
 
-class _Stop:
+class Stop:
     """Whether, and until when, this worker should stop."""
 
     def __init__(self) -> None:
@@ -227,17 +282,22 @@ def worker() -> None:
     """What a worker process runs; its order is its argument."""
     order = json.loads(sys.argv[1])
     name, options = order["name"], Options(**order["options"])
-    stop = _Stop()
+    stop = Stop()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.after(GRACE))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     steps: dict[int, tuple[int, int]] = {}
     threading.Thread(target=_listen, args=(stop,), daemon=True).start()
     threading.Thread(target=_beat, args=(store_path(Path(options.folder)), name, steps), daemon=True).start()
-    with Store(store_path(Path(options.folder))) as store:
-        Worker(store, name, options, order["device"], stop, steps).work()
+    try:
+        with Store(store_path(Path(options.folder))) as store:
+            Worker(store, name, options, order["device"], stop, steps).work()
+    except sqlite3.OperationalError as error:  # the disk has been full for longer than the store waits
+        with contextlib.suppress(OSError):
+            print(f"The batch's record cannot be written: {error}", flush=True)
+        os._exit(_NO_STORE)
 
 
-def _listen(stop: _Stop) -> None:
+def _listen(stop: Stop) -> None:
     for line in sys.stdin:
         word, _, seconds = line.strip().partition(" ")
         if word == "stop":
@@ -260,7 +320,7 @@ class Worker:
     """Takes jobs, does them, writes their files, and says so to the store."""
 
     def __init__(
-        self, store: Store, name: str, options: Options, device: str | None, stop: _Stop,
+        self, store: Store, name: str, options: Options, device: str | None, stop: Stop,
         steps: dict[int, tuple[int, int]],
     ) -> None:  # fmt: skip
         self.store, self.name, self.options, self.device = store, name, options, device
@@ -269,9 +329,9 @@ class Worker:
         self.model: str | None = None  # what is loaded
         self.prior: Prior | None = None
         self.about: dict[str, Any] = {}
+        self.kept: dict[int, Remembering] = {}  # checkpoints of the jobs in hand
 
     def work(self) -> None:
-        said = False
         while not self.stop.wanted:
             claimed = self.store.claim(self.name, self.model, self.options.together)
             if not claimed:
@@ -279,9 +339,6 @@ class Worker:
                     return
                 time.sleep(0.1)
                 continue
-            if not said:
-                print("took a job", flush=True)
-                said = True
             if len(claimed) == 1:
                 self.one(claimed[0])
             else:
@@ -297,6 +354,7 @@ class Worker:
             self._finish(claimed, made, time.perf_counter() - began)
         finally:
             self.steps.pop(claimed.n, None)
+            self.kept.pop(claimed.n, None)
 
     def several(self, claimed: Sequence[Claimed]) -> None:
         """Pictures of one size, together."""
@@ -312,13 +370,14 @@ class Worker:
         results = table.run([lambda prior, each=each: self._made(each, prior) for each in claimed])
         seconds = (time.perf_counter() - began) / len(claimed)
         for each, made in zip(claimed, results, strict=True):
-            self.steps.pop(each.n, None)
             if isinstance(made, Exception):
                 self._failed(each, made)
             elif isinstance(made, BaseException):
                 raise made
             else:
                 self._finish(each, made, seconds)
+            self.steps.pop(each.n, None)
+            self.kept.pop(each.n, None)
 
     def _made(self, claimed: Claimed, prior: Prior) -> Made:
         from sdsedit.batch.work import perform
@@ -327,24 +386,22 @@ class Worker:
             self.steps[claimed.n] = (done, total)
             return not self.stop.now
 
-        if not self.options.checkpoints:
+        if not self.options.checkpoints or claimed.job.kind == "style":  # which goes through the network with autograd
             return perform(claimed.job, self.root, claimed.inputs, prior, self.about, go_on)
         from sdsedit.batch.checkpoint import Remembering
 
         folder = self.folder / OWN_FOLDER / "checkpoints" / claimed.job.id
-        remembering = Remembering(prior, folder, claimed.key)
+        self.kept[claimed.n] = remembering = Remembering(prior, folder, claimed.key)
         made = perform(claimed.job, self.root, claimed.inputs, remembering, self.about, go_on)  # pyright: ignore[reportArgumentType]  # has all of a prior
         if made.stopped == "cancelled":
             remembering.write()
-        elif not made.stopped:
-            remembering.forget()
         return made
 
     def _loaded(self, model: str) -> Prior:
         if self.prior is None or self.model != model:
             self.prior, self.model = None, None  # room for the next one
             _free()
-            from sdsedit.batch.work import model_record
+            from sdsedit.io.record import model_record
             from sdsedit.prior.load import load_prior
 
             quiet()
@@ -353,34 +410,39 @@ class Worker:
         return self.prior
 
     def _finish(self, claimed: Claimed, made: Made, seconds: float) -> None:
-        finish(self.store, self.name, claimed, made, self.folder, seconds, self.steps.get(claimed.n, (0, 0)))
+        at = self.steps.get(claimed.n, (0, 0))
+        ended = finish(self.store, self.name, claimed, made, self.folder, seconds, at, lambda: not self.stop.wanted)
+        if ended and claimed.n in self.kept:
+            self.kept[claimed.n].forget()
 
     def _failed(self, claimed: Claimed, error: Exception) -> None:
         _free()
         passes, sentence = told(error)
         if sentence.startswith("Internal"):
-            traceback.print_exception(error)
+            with contextlib.suppress(OSError):  # a full disk takes no log
+                traceback.print_exception(error)
         fail(self.store, self.name, claimed, passes, sentence)
 
 
 def finish(
     store: Store, worker: str, claimed: Claimed, made: Made, folder: Path, seconds: float,
-    steps: tuple[int, int] = (0, 0),
-) -> None:  # fmt: skip
-    """Write what a job made, then mark it as done: in this order, so that what is marked is there."""
+    steps: tuple[int, int] = (0, 0), may_wait: Callable[[], bool] = lambda: False,
+) -> bool:  # fmt: skip
+    """Write what a job made, then mark it as done: in this order, so that what is marked is there. False: it was not
+    to be, and the job may come again. While the disk is full the result is kept, as long as one `may_wait`."""
     if made.stopped == "cancelled":
         store.released(claimed.n, worker, steps)
-        return
-    try:
-        files = write(folder, claimed.job.id, made)
-    except (OSError, InputRefused) as error:
-        fail(store, worker, claimed, *told(error))
-        return
-    if made.stopped:
-        reason = f"{printable(made.stopped, 200).capitalize()}; what there was of it is written, marked incomplete."
-        store.failed(claimed.n, worker, reason, made.facts, files)
-    else:
-        store.done(claimed.n, worker, files, made.facts, seconds)
+        return False
+    until = time.monotonic() + _ROOM
+    while True:
+        try:
+            return _put(store, worker, claimed, made, folder, seconds)
+        except (OSError, InputRefused) as error:
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if not full or not may_wait() or time.monotonic() > until:
+                fail(store, worker, claimed, *told(error))
+                return False
+        time.sleep(0.5)
 
 
 def fail(store: Store, worker: str, claimed: Claimed, passes: bool, sentence: str) -> None:
@@ -395,31 +457,36 @@ def told(error: Exception) -> tuple[bool, str]:
     names = {each.__name__ for each in type(error).__mro__}
     if isinstance(error, InputRefused) or "ModelNotFound" in names:
         return False, str(error)
-    if isinstance(error, MemoryError) or "OutOfMemoryError" in names:
-        return True, "Out of memory."
+    if out_of_memory(error):
+        return True, str(error) if isinstance(error, OutOfMemory) else "Out of memory."
     if isinstance(error, OSError):
         return True, f"The system refused: {one_sentence(error)}."
     return False, f"Internal error ({type(error).__name__}): {one_sentence(error)}"
 
 
-def write(folder: Path, id: str, made: Made) -> dict[str, str]:
-    """Write a job's files, each whole or not at all; name -> SHA-256."""
-    from sdsedit.io.record import write_all
+def _put(store: Store, worker: str, claimed: Claimed, made: Made, folder: Path, seconds: float) -> bool:
+    """A job's files on the disk, each whole or not at all, and the store's mark. OSError: neither."""
+    from sdsedit.io.record import staged
 
     home = folder.resolve()
     for name, _ in made.files:
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         if not (home / name).parent.resolve().is_relative_to(home):
             raise InputRefused("The output goes through a link that leads out of the output folder.")
-    write_all([(home / name, data) for name, data in made.files])
-    thumbs = home / OWN_FOLDER / "thumbs"
-    with contextlib.suppress(OSError):  # they are not worth a job
-        thumbs.mkdir(exist_ok=True)
-        for what, data in made.thumbs.items():
-            temporary = thumbs / f"{id}.{what}.{os.getpid()}.tmp"
-            temporary.write_bytes(data)
-            os.replace(temporary, thumbs / f"{id}.{what}.jpg")
-    return {name: hashlib.sha256(data).hexdigest() for name, data in made.files}
+    files = {name: hashlib.sha256(data).hexdigest() for name, data in made.files}
+    with staged([(home / name, data) for name, data in made.files]) as put:
+        if made.stopped:
+            reason = f"{printable(made.stopped, 200).capitalize()}; what there was of it is written, marked incomplete."
+            ended = store.failed(claimed.n, worker, reason, made.facts, files, put)
+        else:
+            ended = store.done(claimed.n, worker, files, made.facts, seconds, put)
+    if ended:
+        with contextlib.suppress(OSError):  # they are not worth a job
+            (home / OWN_FOLDER / "thumbs").mkdir(exist_ok=True)
+            for what, data in made.thumbs.items():
+                with staged([(home / OWN_FOLDER / "thumbs" / f"{claimed.job.id}.{what}.jpg", data)]) as put:
+                    put()
+    return ended
 
 
 def quiet() -> None:

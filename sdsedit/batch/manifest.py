@@ -30,7 +30,9 @@ from typing import Any
 
 from sdsedit.batch.fields import (
     FIELDS,
+    FILES,
     KINDS,
+    MAX_TEXTURE,
     NAMES,
     NOT_SETTINGS,
     READS,
@@ -66,6 +68,7 @@ class Job:
     input: str | None = None  # relative to the manifest's folder, with /
     mask: str | None = None
     cameras: str | None = None
+    references: tuple[str, ...] = ()
 
     def dump(self) -> str:
         """One line of JSON, in ASCII."""
@@ -75,14 +78,21 @@ class Job:
     def load(cls, text: str) -> Job:
         job = cls(**json.loads(text))
         settings = {name: tuple(value) if isinstance(value, list) else value for name, value in job.settings.items()}
-        return replace(job, settings=settings)
+        return replace(job, settings=settings, references=tuple(job.references))
+
+    @property
+    def files(self) -> dict[str, str]:
+        """What it reads, by what it is: "input", "mask", "cameras", "reference 1" ..."""
+        named = {"input": self.input, "mask": self.mask, "cameras": self.cameras}
+        named |= {f"reference {k}": name for k, name in enumerate(self.references, 1)}
+        return {what: name for what, name in named.items() if name}
 
     def row(self) -> dict[str, Any]:
         """The job as a row of a manifest: what an expanded manifest holds."""
         given = {"id": self.id, "kind": self.kind, "output": self.output, "model": self.model}
-        files = {name: getattr(self, name) for name in ("input", "mask", "cameras")}
+        files = {name: getattr(self, name) for name in FILES}
         every = {**given, **files, **self.settings}
-        return {name: value for name, value in every.items() if value is not None and value != ""}
+        return {name: value for name, value in every.items() if value not in (None, "", ())}
 
 
 @dataclass(frozen=True)
@@ -130,11 +140,15 @@ def read_manifest(path: str | Path, output: str | Path | None = None, model: str
     reader = {".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".yaml": _yaml, ".yml": _yaml}.get(path.suffix.lower())
     if reader is None:
         raise InputRefused(f"{name} must end in .jsonl, .csv or .yaml: those are the manifests that are read.")
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "is not there"
-        raise InputRefused(f"{name} {what}: give the name of a manifest.")
+    try:
+        if not path.is_file():
+            what = "is a folder" if path.is_dir() else "is not there"
+            raise InputRefused(f"{name} {what}: give the name of a manifest.")
+        size = path.stat().st_size
+    except OSError as error:  # a name that is too long
+        raise InputRefused(f"{name} cannot be read: {error.strerror}.") from None
     limit = MAX_BYTES if reader is _jsonl else MAX_TABLE
-    if path.stat().st_size > limit:
+    if size > limit:
         raise InputRefused(f"{name} is larger than the limit of {limit // 2**20} MiB for its kind.", status=413)
     faults: list[Fault] = []
     jobs: list[Job] = []
@@ -298,7 +312,7 @@ def _yaml(path: Path, faults: list[Fault]) -> Rows:
             return [value(each) for each in node.value]
         try:
             return loader.construct_object(node)
-        except (yaml.YAMLError, ValueError):
+        except (yaml.YAMLError, ValueError, LookupError, AttributeError):  # of `!!int ''`, `!!bool x`, `!!timestamp x`
             raise _Bad(f"{printable(str(node.value), 40)} cannot be read.") from None
 
     parts: dict[str, Any] = {}
@@ -382,9 +396,6 @@ def _expand(
     notes: list[str],
 ) -> Iterator[Job]:  # fmt: skip
     kind = str(row.get("kind", defaults.get("kind", "image")))
-    if kind == "style":
-        found.append("style jobs are not there yet: use image, sketch, svg or splats.")
-        return
     if kind not in KINDS:
         found.append(f"kind is {printable(kind, 40)}; it must be one of {', '.join(KINDS)}.")
         return
@@ -409,7 +420,7 @@ def _expand(
             values[name] = normal(value, field)
     grid = _grid(row.get("grid"), fields, found)
     for name, field in fields.items():
-        if field.required and name not in values and name not in grid:
+        if field.required and name not in {*values, *grid, *row}:
             found.append(f"{name} is missing: a job of the kind {kind} needs it.")
     for name in ("id", "output"):
         if name in row and (not isinstance(row[name], str) or not row[name].strip()):
@@ -490,6 +501,13 @@ def _one(
     if sentence:
         found.append(sentence)
     files: dict[str, str | None] = {"input": file}
+    references = tuple(filled(name, {"stem": stem}) for name in values.get("references") or ())
+    for name in references:
+        sentence = places.bad_file("reference", name)
+        if sentence:
+            found.append(sentence)
+        elif PurePosixPath(name).suffix.lower() not in READS[kind]:
+            found.append(f"reference {printable(name, 100)} must end in {', '.join(READS[kind])}.")
     for name in ("mask", "cameras"):
         if values.get(name):
             files[name] = filled(values[name], {"stem": stem})
@@ -506,15 +524,17 @@ def _one(
     settings = {
         name: values.get(name, field.default) for name, field in FIELDS[kind].items() if name not in NOT_SETTINGS
     }
+    if kind == "style" and sum(each is not None for each in (file, settings["prompt"], settings["texture"])) != 1:
+        found.append("a style job has one of input (a picture), prompt and texture.")
     found += [each for each in _engine_says(kind, settings) if each not in found]
     if len(found) == before:
         yield Job(line, id, kind, PurePosixPath(output).as_posix(), chosen, settings,
-                  files["input"], files.get("mask"), files.get("cameras"))  # fmt: skip
+                  files["input"], files.get("mask"), files.get("cameras"), references)  # fmt: skip
 
 
 def _engine_says(kind: str, settings: dict[str, Any]) -> list[str]:
     """What the engine would refuse whatever the model: prompts, words that no prompt has."""
-    from sdsedit.request import check_prompt
+    from sdsedit.request import check_prompt, check_target
 
     said = []
     for name in ("target", "prompt", "source", "negative"):
@@ -522,9 +542,12 @@ def _engine_says(kind: str, settings: dict[str, Any]) -> list[str]:
         if text is None:
             continue
         try:
-            check_prompt(name, text)
-            if name in ("target", "prompt") and not text.strip():
-                raise InputRefused(f"{name} is empty; say what should be there.")
+            if name == "target":
+                check_target(text)
+            else:
+                check_prompt(name if name == "prompt" else f"{name} prompt", text)
+            if name == "prompt" and not text.strip():
+                raise InputRefused("The prompt is empty; say what to draw.")
         except InputRefused as error:
             said.append(str(error))
     texts = f"{settings.get('target') or ''}\n{settings.get('source') or ''}".casefold()
@@ -538,7 +561,18 @@ def _engine_says(kind: str, settings: dict[str, Any]) -> list[str]:
             said.append(f"words names {printable(word, 60)}, which neither prompt has.")
     if kind == "splats" and not any(settings["up"]):
         said.append("up is 0, 0, 0; it must be a direction.")
+    if kind == "style" and settings["texture"] is not None and texture_size(settings["texture"]) is None:
+        said.append(f"texture is {printable(settings['texture'], 40)}; it must be a width and a height from 8 to "
+                    f"{MAX_TEXTURE} pixels, such as 512x512.")  # fmt: skip
     return said
+
+
+def texture_size(text: str) -> tuple[int, int] | None:
+    """512x256 is (256, 512), height first; None: it is no size."""
+    found = re.fullmatch(r"(\d{1,5})[xX×](\d{1,5})", text.strip(), re.ASCII)
+    if found is None or not all(8 <= int(side) <= MAX_TEXTURE for side in found.groups()):
+        return None
+    return int(found[2]), int(found[1])
 
 
 def _grid(given: Any, fields: Mapping[str, Field], found: list[str]) -> dict[str, list[Any]]:
@@ -550,8 +584,8 @@ def _grid(given: Any, fields: Mapping[str, Field], found: list[str]) -> dict[str
         return {}
     grid: dict[str, list[Any]] = {}
     for name, each in given.items():
-        if name not in fields or name in ("input", "mask", "cameras"):
-            near = _near(name, fields.keys() - {"input", "mask", "cameras"})
+        if name not in fields or name in FILES:
+            near = _near(name, fields.keys() - set(FILES))
             found.append(f"grid has {printable(name, 40)}, which cannot be varied{near}.")
         elif not isinstance(each, list) or not each:
             found.append(f"grid's {name} must be a list of one or more values.")
@@ -603,9 +637,9 @@ def outputs_of(job: Job) -> tuple[str, ...]:
         for what in ("mask", "heatmap"):
             if job.settings.get(f"save_{what}"):
                 names.append(path.with_name(f"{path.stem}.{what}.png").as_posix())
-    if job.kind == "image":
+    if job.kind in ("image", "style"):
         names.append(path.with_suffix(".json").as_posix())
-    elif job.kind == "splats":
+    else:  # beside a drawing or a scene: cat.json could be a picture's
         names.append(path.with_name(f"{path.name}.json").as_posix())
     return tuple(names)
 

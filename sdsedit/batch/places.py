@@ -11,6 +11,7 @@ from sdsedit.errors import printable
 
 OWN_FOLDER = "_batch"  # in the output folder: the store and what it shows
 ADDRESS = re.compile(r"(?:[a-z][a-z0-9+.\-]+:[\\/]{1,2}|data:|file:|mailto:)", re.IGNORECASE)
+_PICKLED = (".ckpt", ".bin", ".pt", ".pth", ".pkl")  # as prior.load has them, which is too heavy for a manifest
 _MODEL_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", re.ASCII)
 
 
@@ -92,6 +93,11 @@ class Places:
     def bad_model(self, spec: str) -> str | None:
         if ADDRESS.match(spec):
             return "model is an address; give a folder's name or an id: nothing is fetched."
+        if PurePosixPath(spec).suffix.lower() in _PICKLED and not (self.root / spec).is_dir():
+            return (
+                f"{printable(PurePosixPath(spec).name, 100)} is a pickled checkpoint, which can run code when opened: "
+                "safetensors only, in a diffusers folder."
+            )
         if spec == "builtin" or (_MODEL_ID.fullmatch(spec) and ".." not in spec and not (self.root / spec).is_dir()):
             return None
         sentence = _bad_path("model", spec)

@@ -2,7 +2,10 @@
 
 A job is `waiting`, `running`, `done`, `failed` (it said why; it is not tried again unless asked for) or `aside` (it
 killed its worker again and again). A running job belongs to one worker until its lease ends; whoever lost the lease can
-no longer say anything about the job. Writing order of a result: its files whole, then this store's mark.
+no longer say anything about the job, nor put its files in place: `done` renames them while it holds the store, so that
+no two workers' files of one job are ever mixed. Writing order of a result: its files whole, then this store's mark.
+
+Runs are counted too. A job that takes the whole machine with it leaves runs behind that never ended: see `begin_run`.
 
 The write-ahead log is not forced to the disk at every mark (synchronous=NORMAL): after a power cut the last marks may
 be missing, never wrong, and their jobs are done again.
@@ -20,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from sdsedit.batch.inputs import Planned
+from sdsedit.batch.inputs import Planned, Seen
 from sdsedit.batch.manifest import Job
 from sdsedit.errors import InputRefused, printable
 
@@ -41,6 +44,8 @@ CREATE TABLE IF NOT EXISTS jobs (
 CREATE INDEX IF NOT EXISTS by_state ON jobs (state, model, n);
 CREATE INDEX IF NOT EXISTS by_shape ON jobs (state, model, shape, n);
 CREATE TABLE IF NOT EXISTS journal (at REAL, id TEXT, what TEXT, said TEXT);
+CREATE TABLE IF NOT EXISTS seen (what TEXT PRIMARY KEY, stamp TEXT, sha256 TEXT, size TEXT);
+CREATE TABLE IF NOT EXISTS runs (began REAL, who TEXT, ended REAL);
 """
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -122,15 +127,19 @@ class Note:
 class Store:
     """The store of one output folder. An object belongs to one thread; processes and threads each open their own."""
 
-    def __init__(self, path: Path, patience: float = _PATIENCE) -> None:
+    def __init__(self, path: Path, patience: float = _PATIENCE, reads: bool = False) -> None:
+        """patience: seconds that a write waits for a full disk; reads: nothing is written, the store must be there."""
         self.path, self._patience = path, patience
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
-            self._db.execute("PRAGMA busy_timeout = 60000")
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            self._make()
+            if reads:
+                self._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", 60, isolation_level=None, uri=True)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
+                self._db.execute("PRAGMA busy_timeout = 60000")
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = NORMAL")
+                self._make()
             version = self._db.execute("SELECT value FROM meta WHERE name = 'version'").fetchone()[0]
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError) and "not a database" not in str(error):
@@ -149,6 +158,10 @@ class Store:
 
     def close(self) -> None:
         self._db.close()
+
+    def hurry(self) -> None:
+        """From here on nothing waits for a full disk: this process is about to end."""
+        self._patience = 1.0
 
     def __enter__(self) -> Store:
         return self
@@ -204,9 +217,50 @@ class Store:
             self._note(now, id, "forgotten", "it is no longer in the manifest")
         return renewed
 
+    def seen(self) -> Seen:
+        """What was found when the inputs were looked at."""
+        try:
+            rows = self._db.execute("SELECT what, stamp, sha256, size FROM seen").fetchall()
+        except sqlite3.OperationalError:  # a store that is only read, from before there was this table
+            return {}
+        return {what: (stamp, sha256, json.loads(size)) for what, stamp, sha256, size in rows}
+
+    @_transaction
+    def keep_seen(self, seen: Seen) -> None:
+        rows = ((what, stamp, sha256, json.dumps(size)) for what, (stamp, sha256, size) in seen.items())
+        self._db.executemany("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?)", rows)
+
     def begun(self) -> set[str]:
         """Ids of jobs that have been tried here, whose files may be there."""
         return {row[0] for row in self._db.execute("SELECT id FROM jobs WHERE attempts > 0 OR state = 'done'")}
+
+    # ---- runs
+
+    @_transaction
+    def begin_run(self, who: str, gone: Callable[[str], bool]) -> list[str]:
+        """A run begins, unless the last CRASHES ones all ended without a word and left the same jobs running.
+
+        Those are then set aside and their ids given, no run is entered, and the caller should begin nothing: a person
+        has to be told which jobs may have taken the machine down. The next call begins.
+        """
+        aside = self.expire(gone)
+        silent = 0
+        for (ended,) in self._db.execute("SELECT ended FROM runs ORDER BY rowid DESC"):
+            if ended is not None:
+                break
+            silent += 1
+        now = time.time()
+        if aside and silent >= CRASHES:
+            self._db.execute("UPDATE runs SET ended = ? WHERE ended IS NULL", (now,))
+            for id in aside:
+                self._note(now, id, "paused", f"{silent} runs in a row ended without a word while it was being done")
+            return aside
+        self._db.execute("INSERT INTO runs VALUES (?, ?, NULL)", (now, who))
+        return []
+
+    @_transaction
+    def end_run(self) -> None:
+        self._db.execute("UPDATE runs SET ended = ? WHERE ended IS NULL", (time.time(),))
 
     # ---- workers
 
@@ -252,19 +306,24 @@ class Store:
                 (done, total, n, worker),
             )
 
-    def done(self, n: int, worker: str, files: dict[str, str], facts: dict[str, Any], seconds: float) -> bool:
-        """The job's files are there, whole. False: the lease was lost, another worker has the job."""
+    def done(
+        self, n: int, worker: str, files: dict[str, str], facts: dict[str, Any], seconds: float,
+        put: Callable[[], None] = lambda: None,
+    ) -> bool:  # fmt: skip
+        """The job is done. `put` puts its files in place (again does no harm), and is called only if the job is still
+        the worker's. False: it is not, another worker has it."""
         said = f"{seconds:.1f} s"
         return self._ended(
-            n, worker, "done", None, said, files=json.dumps(files), facts=json.dumps(facts), seconds=seconds
+            n, worker, "done", None, said, put, files=json.dumps(files), facts=json.dumps(facts), seconds=seconds
         )
 
     def failed(
-        self, n: int, worker: str, reason: str, facts: dict[str, Any] | None = None, files: dict[str, str] | None = None
-    ) -> bool:
-        """The job cannot be done; nobody tries again until somebody says so."""
+        self, n: int, worker: str, reason: str, facts: dict[str, Any] | None = None,
+        files: dict[str, str] | None = None, put: Callable[[], None] = lambda: None,
+    ) -> bool:  # fmt: skip
+        """The job cannot be done; nobody tries again until somebody says so. What there is of it, `put` puts there."""
         return self._ended(
-            n, worker, "failed", reason, reason, facts=json.dumps(facts or {}), files=json.dumps(files or {})
+            n, worker, "failed", reason, reason, put, facts=json.dumps(facts or {}), files=json.dumps(files or {})
         )
 
     @_transaction
@@ -283,6 +342,11 @@ class Store:
         """The worker was told to stop; the job waits, and this attempt does not count."""
         said = f"stopped after step {steps[0]} of {steps[1]}" if steps[1] else "stopped"
         return self._ended(n, worker, "waiting", None, said, less=1)
+
+    def release(self, worker: str) -> None:
+        """The same for all that a worker has in hand."""
+        for n in self.running(worker):
+            self.released(n, worker)
 
     @_transaction
     def died(self, worker: str, how: str, times: int = 1) -> list[str]:
@@ -304,17 +368,20 @@ class Store:
                 self._ended(n, worker, "waiting", None, said, crashes=crashes, not_before=time.time() + wait)
         return aside
 
-    def expire(self, gone: Callable[[str], bool] = lambda worker: False) -> None:
-        """Take back jobs whose lease has ended, or whose worker is known to be `gone`."""
+    def expire(self, gone: Callable[[str], bool] = lambda worker: False, alive: Iterable[str] = ()) -> list[str]:
+        """Take back jobs whose lease has ended, or whose worker is known to be `gone`; gives the ids of those that are
+        set aside for it. `alive`: workers that are known to live, whatever their lease says (a full disk keeps them
+        from renewing it)."""
         now = time.time()
         rows = self._db.execute("SELECT DISTINCT worker, lease_until FROM jobs WHERE state = 'running'").fetchall()
-        for worker in {worker for worker, until in rows if until < now or gone(worker)}:
-            self.died(worker, "without a word")
+        lost = {worker for worker, until in rows if until < now or gone(worker)} - set(alive)
+        return [id for worker in sorted(lost) for id in self.died(worker, "without a word")]
 
     @_transaction
     def _ended(
-        self, n: int, worker: str, state: str, reason: str | None, said: str, less: int = 0, **columns: Any
-    ) -> bool:
+        self, n: int, worker: str, state: str, reason: str | None, said: str,
+        put: Callable[[], None] = lambda: None, less: int = 0, **columns: Any,
+    ) -> bool:  # fmt: skip
         now = time.time()
         values = {"state": state, "reason": reason, "finished": now, "worker": None, **columns}
         names = ", ".join(f"{name} = ?" for name in values)
@@ -323,6 +390,7 @@ class Store:
         ).fetchone()
         if row is None:
             return False
+        put()
         self._db.execute(f"UPDATE jobs SET {names}, attempts = attempts - {less:d} WHERE n = ?", (*values.values(), n))
         self._note(now, row[0], state, said)
         return True
@@ -332,7 +400,21 @@ class Store:
         rows = self._db.execute("SELECT n FROM jobs WHERE worker = ? AND state = 'running'", (worker,))
         return [row[0] for row in rows]
 
+    def took(self, worker: str, after: int = 0) -> bool:
+        """Whether a worker has begun a job since line `after` of the journal."""
+        rows = self._db.execute("SELECT said FROM journal WHERE rowid > ? AND what = 'began'", (after,))
+        return any(said.endswith(f", {worker}") for (said,) in rows)
+
     # ---- reports
+
+    @_transaction
+    def remember(self, name: str, value: str) -> None:
+        """A fact about the whole batch, such as the folder that its inputs are relative to."""
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+    def remembered(self, name: str) -> str | None:
+        row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return row[0] if row else None
 
     def counts(self) -> dict[str, int]:
         found = dict(self._db.execute("SELECT state, COUNT(*) FROM jobs GROUP BY state"))
@@ -356,11 +438,15 @@ class Store:
     def journal(self, after: int = 0, last: int | None = None) -> Iterator[tuple[int, Note]]:
         """Lines of the journal with their numbers: those after a number, or the last few."""
         if last is not None:
-            after = max(after, (self._db.execute("SELECT MAX(rowid) FROM journal").fetchone()[0] or 0) - last)
+            after = max(after, self.journal_end() - last)
         for row in self._db.execute(
             "SELECT rowid, at, id, what, said FROM journal WHERE rowid > ? ORDER BY rowid", (after,)
         ):
             yield row[0], Note(*row[1:])
+
+    def journal_end(self) -> int:
+        """The number of the last line."""
+        return self._db.execute("SELECT MAX(rowid) FROM journal").fetchone()[0] or 0
 
     @_transaction
     def note(self, id: str, what: str, said: str) -> None:

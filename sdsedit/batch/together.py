@@ -4,13 +4,19 @@ A forward pass of eight rows takes less time than four of two rows, where a mach
 keeps busy. The loops know nothing of it. Each has its own seed, steps and method; a round waits for every loop that is
 still at the table, so that those that walk in step share every pass.
 
-A result differs from that of the same edit alone by rounding: a convolution over more rows adds up in another order.
+The threads of a CPU wait for each other at the end of every operation, which costs a small pass as much as they gain.
+There the loops sit at several tables, each with the same weights and a thread of its own.
+
+A result differs from that of the same edit alone by rounding: a convolution over more rows, or by fewer threads, adds
+up in another order.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -18,9 +24,11 @@ import torch
 from torch import Tensor
 
 from sdsedit.attention.probe import AttentionProbe, SeveralProbes
+from sdsedit.errors import out_of_memory
 from sdsedit.prior.base import Prediction, Prior, Probe, Text, Tokens
 
 MAX_ROWS = 64  # of one pass
+_MAX_TABLES = 4  # Python runs one thread at a time: the passes of more would wait for it
 T = TypeVar("T")
 
 
@@ -29,25 +37,56 @@ class _Question:
     kind: str  # "predict", "encode", "decode"; anything else is answered alone
     args: tuple[Any, ...]
     inference: bool  # whether it was asked under torch.inference_mode
+    grad: bool = False  # whether autograd goes through the answer: then it is answered alone
     answered: threading.Event = field(default_factory=threading.Event)
     answer: Any = None
     error: BaseException | None = None
 
 
 class Table:
-    """A prior that several loops share; `run` gives each a seat."""
+    """A prior that several loops share; `run` gives each a seat.
 
-    def __init__(self, prior: Prior) -> None:
+    tables: on a CPU, at how many the loops sit; None: two loops or more at each, and no more than there are threads.
+    """
+
+    def __init__(self, prior: Prior, tables: int | None = None) -> None:
         self._prior = prior
+        self._tables = tables
+        self._alone = threading.Lock()  # held by what all tables share: tokenizers, the prompts that are remembered
         self._changed = threading.Condition()
         self._seated = 0
         self._asked: list[_Question] = []
+        self._most = MAX_ROWS  # of one pass, fewer once memory ran out
         self.passes = 0  # of the network
         self.rows = 0  # in those passes
 
     def run(self, loops: Sequence[Callable[[Prior], T]]) -> list[T | BaseException]:
         """Run all loops, each with a prior of its own; what each returned or raised. Called in the thread that may use
-        the device: all work of the network is done in it."""
+        the device: all work of the network is done in it, but for a CPU's."""
+        threads = torch.get_num_threads()
+        tables = self._tables or min(threads, len(loops) // 2, _MAX_TABLES)
+        twin = getattr(self._prior, "twin", None)  # not every kind of model has one
+        if self._prior.device.type != "cpu" or twin is None or tables < 2:
+            return self._serve(loops)
+        others = [Table(twin()) for _ in range(tables - 1)]
+        for other in others:
+            other._alone = self._alone
+        results: list[T | BaseException] = [RuntimeError("not run")] * len(loops)
+
+        def serve(k: int) -> None:
+            torch.set_num_threads(max(threads // tables, 1))  # of the operations that this thread starts
+            results[k::tables] = [self, *others][k]._serve(loops[k::tables])
+
+        try:
+            with ThreadPoolExecutor(tables) as pool:
+                list(pool.map(serve, range(tables)))
+        finally:
+            torch.set_num_threads(threads)  # what threads that are yet to come begin with
+        self.passes += sum(other.passes for other in others)
+        self.rows += sum(other.rows for other in others)
+        return results
+
+    def _serve(self, loops: Sequence[Callable[[Prior], T]]) -> list[T | BaseException]:
         results: list[T | BaseException] = [RuntimeError("not run")] * len(loops)
 
         def sit(k: int) -> None:
@@ -76,9 +115,10 @@ class Table:
         return results
 
     def ask(self, kind: str, *args: Any) -> Any:
-        if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
-            raise ValueError("Loops that go through the network with autograd cannot share it: run them alone.")
-        question = _Question(kind, args, torch.is_inference_mode_enabled())
+        grad = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        if grad and kind not in ("predict", "encode_text", "tokenize"):
+            raise ValueError("Loops that go through the autoencoder with autograd cannot share it: run them alone.")
+        question = _Question(kind, args, torch.is_inference_mode_enabled(), grad)
         with self._changed:
             self._asked.append(question)
             self._changed.notify_all()
@@ -90,27 +130,33 @@ class Table:
     def _answer(self, questions: Sequence[_Question]) -> None:
         groups: dict[tuple[Any, ...], list[_Question]] = {}
         for k, question in enumerate(questions):
-            shape = tuple(question.args[0].shape[1:]) if question.kind in _TOGETHER else (k,)
-            groups.setdefault((question.kind, question.inference, shape), []).append(question)
-        for (kind, inference, _), group in groups.items():
-            with torch.inference_mode() if inference else torch.no_grad():
-                if len(group) > 1:
+            shape = tuple(question.args[0].shape[1:]) if question.kind in _TOGETHER and not question.grad else (k,)
+            groups.setdefault((question.kind, question.inference, question.grad, shape), []).append(question)
+        for (kind, inference, grad, _), group in groups.items():
+            with torch.inference_mode() if inference else torch.set_grad_enabled(grad):
+                while len(group) > 1:
                     try:
-                        for part in _parts(group):
+                        for part in _parts([each for each in group if not each.answered.is_set()], self._most):
                             answers = _TOGETHER[kind](self, part)
                             for question, answer in zip(part, answers, strict=True):
                                 question.answer = answer
                                 question.answered.set()
-                        continue
-                    except Exception:  # too large for the memory, or one of them is wrong: each for itself
-                        pass
+                        break
+                    except Exception as error:
+                        smaller = min(sum(each.args[0].shape[0] for each in group), self._most) // 2
+                        if not out_of_memory(error) or smaller < 1:
+                            break  # one of them is wrong: each for itself
+                    self._most = smaller  # for all that is still to come too
+                    if self._prior.device.type == "cuda":
+                        torch.cuda.empty_cache()
                 for question in group:
                     if question.answered.is_set():
                         continue
                     try:
                         if kind == "predict":
                             self._count(question.args[0])
-                        question.answer = getattr(self._prior, kind)(*question.args)
+                        with nullcontext() if kind in _TOGETHER else self._alone:
+                            question.answer = getattr(self._prior, kind)(*question.args)
                     except BaseException as error:
                         question.error = error
                     question.answered.set()
@@ -185,13 +231,13 @@ class Seat:
         return self._table.ask("tokenize", prompt)  # tokenizers of two threads at once fall over each other
 
 
-def _parts(group: Sequence[_Question]) -> list[list[_Question]]:
-    """Runs of questions of at most MAX_ROWS rows."""
+def _parts(group: Sequence[_Question], most: int) -> list[list[_Question]]:
+    """Runs of questions of at most so many rows; a question by itself may have more."""
     parts: list[list[_Question]] = [[]]
     rows = 0
     for question in group:
         size = question.args[0].shape[0]
-        if parts[-1] and rows + size > MAX_ROWS:
+        if parts[-1] and rows + size > most:
             parts.append([])
             rows = 0
         parts[-1].append(question)

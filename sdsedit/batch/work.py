@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from sdsedit.batch.manifest import Job, outputs_of
+from sdsedit.batch.manifest import Job, outputs_of, texture_size
 from sdsedit.errors import InputRefused, printable
 from sdsedit.io import images, record
 
@@ -40,22 +40,9 @@ def perform(
 ) -> Made:
     """Do a job. `model` is what the recipe says of it; `inputs` are the SHA-256 that the files had when the job was
     planned. InputRefused: a file has changed since, or something that only the model can tell is wrong."""
-    return {"image": _image, "sketch": _sketch, "svg": _svg, "splats": _splats}[job.kind](
+    return {"image": _image, "sketch": _sketch, "svg": _svg, "splats": _splats, "style": _style}[job.kind](
         job, root, inputs, prior, model, on_progress
     )
-
-
-def model_record(name: str, prior: Prior) -> dict[str, Any]:
-    """What a recipe says of a loaded model; `name` as the loader was given it."""
-    import torch
-
-    device = str(prior.device)
-    if prior.device.type == "cuda":
-        device = f"{device} ({torch.cuda.get_device_name(prior.device)})"
-    elif prior.device.type == "cpu":
-        device = f"{device} ({torch.get_num_threads()} threads)"
-    dtype = str(prior.dtype).removeprefix("torch.")
-    return {"id": prior.name, "revision": record.model_revision(name), "device": device, "dtype": dtype}
 
 
 # ---- one function a kind
@@ -99,8 +86,8 @@ def _image(
         "largest_change": int(np.abs(after.astype(np.int16) - picture.rgb).max()),
         "seconds": round(result.seconds, 3),
     }
-    files = _files(job, data, pictures, recipe, {"editing": round(result.seconds, 3)})
-    thumbs = {"before": _thumb(picture.rgb), "mask": _thumb(heat), "after": _thumb(after)}
+    files = _files(job, data, pictures, recipe, {"editing": result.seconds})
+    thumbs = {"before": thumbnail(picture.rgb), "mask": thumbnail(heat), "after": thumbnail(after)}
     return Made(files if result.steps_done else (), thumbs, facts, result.stopped)
 
 
@@ -118,10 +105,11 @@ def _sketch(
     recipe = record.sketch_recipe(prompt, config, result, model)
     data = sketch_svg(result, record.dump(recipe)) if result.steps_done else b""
     facts = _facts(recipe) | {"strokes": len(result.topology), "seconds": round(result.seconds, 3)}
-    thumbs = {"before": _thumb(images.to_array(result.guide))}
+    thumbs = {"before": thumbnail(images.to_array(result.guide))}
     if data:
-        thumbs["after"] = _thumb(draw_page(read_svg(data)))
-    return Made(_files(job, data, {}, recipe, {}) if data else (), thumbs, facts, result.stopped)
+        thumbs["after"] = thumbnail(draw_page(read_svg(data)))
+    files = _files(job, data, {}, recipe, {"drawing": result.seconds}) if data else ()
+    return Made(files, thumbs, facts, result.stopped)
 
 
 def _svg(
@@ -158,10 +146,11 @@ def _svg(
         "changed": len(result.changed), "removed": len(result.removed), "added": len(result.added),
         "seconds": round(result.seconds, 3),
     }  # fmt: skip
-    thumbs = {"before": _thumb(page), "mask": _thumb(images.overlay(page, weight.astype(np.float32) / 255))}
+    thumbs = {"before": thumbnail(page), "mask": thumbnail(images.overlay(page, weight.astype(np.float32) / 255))}
     if data:
-        thumbs["after"] = _thumb(draw_page(edited_document(result)))
-    return Made(_files(job, data, pictures, recipe, {}) if data else (), thumbs, facts, result.stopped)
+        thumbs["after"] = thumbnail(draw_page(edited_document(result)))
+    files = _files(job, data, pictures, recipe, {"editing": result.seconds}) if data else ()
+    return Made(files, thumbs, facts, result.stopped)
 
 
 def _splats(
@@ -176,11 +165,12 @@ def _splats(
 
     given = dict(job.settings)
     path = root / str(job.input)
-    scene, sha256 = splats.read(path), file_sha256(path)
+    sha256 = file_sha256(path)
     cameras = read_cameras(root / job.cameras) if job.cameras else None
     about = None if cameras is None else record.cameras_record(cameras, printable(Path(str(job.cameras)).name, 200))
     more = {} if about is None else {"cameras": (about["name"], about["sha256"])}
     _same(inputs, input=(path.name, sha256), **more)
+    scene = splats.read(path)  # which was read in a process of its own when the job was planned
     asked = {name: given.pop(name) for name in ("target", "source", "words", "negative")}
     request = Edit(**asked)
     config = SplatConfig(kind=given.pop("edit_kind"), **given)
@@ -188,14 +178,7 @@ def _splats(
     recipe = record.splats_recipe(printable(path.name, 200), sha256, about, request, config, result, model)
     data = b""
     if result.steps_done or not result.stopped:
-        name = PurePosixPath(job.output).name
-        inside = name.lower().endswith(".ply") and not name.lower().endswith(".compressed.ply")
-        try:
-            data = splats.encode(record.with_recipe(result.splats, recipe if inside else None), name)
-        except ValueError as error:
-            if not inside or isinstance(error, InputRefused):
-                raise
-            data = splats.encode(record.with_recipe(result.splats, None), name)  # the recipe does not fit the header
+        data, _ = record.scene_file(result.splats, recipe, PurePosixPath(job.output).name)
     facts = _facts(recipe) | {
         "kept": round(result.kept / max(len(scene), 1), 4),
         "changed": result.changed, "removed": result.removed, "added": result.added, "edit": result.kind,
@@ -208,9 +191,45 @@ def _splats(
             scene, result.splats, result.weight, config.threshold, view, config.background, THUMB, prior.device
         )
         parts = np.array_split(strip, 3)
-        thumbs = {name: _thumb(part) for name, part in zip(("before", "mask", "after"), parts, strict=True)}
-    seconds = {name: round(value, 3) for name, value in result.seconds.items()}
-    return Made(_files(job, data, {}, recipe, seconds) if data else (), thumbs, facts, result.stopped)
+        thumbs = {name: thumbnail(part) for name, part in zip(("before", "mask", "after"), parts, strict=True)}
+    return Made(_files(job, data, {}, recipe, result.seconds) if data else (), thumbs, facts, result.stopped)
+
+
+def _style(
+    job: Job, root: Path, inputs: Mapping[str, str], prior: Prior, model: dict[str, Any], on_progress: OnProgress
+) -> Made:
+    from sdsedit.io.record_style import style_recipe
+    from sdsedit.style import StyleConfig, StyleRequest, style
+
+    given = dict(job.settings)
+    content = images.read_picture(root / job.input) if job.input else None
+    references = [images.read_picture(root / name) for name in job.references]
+    found = {"input": content} if content else {}
+    found |= {f"reference {k}": picture for k, picture in enumerate(references, 1)}
+    _same(inputs, **{what: (picture.name, picture.sha256) for what, picture in found.items()})
+    prompt, texture = given.pop("prompt"), given.pop("texture")
+    request = StyleRequest(
+        references=tuple(picture.tensor() for picture in references),
+        content=None if content is None else content.tensor(),
+        prompt=prompt,
+        texture=None if texture is None else texture_size(texture),
+    )
+    config = StyleConfig(**given)
+    result = style(prior, request, config, lambda step: on_progress(step.index + 1, step.total))
+    recipe = style_recipe(content, references, None, (), request, config, result, model, {})
+    del recipe["seconds"]
+    after = images.to_array(result.image)
+    alpha, icc = (None, None) if content is None else (content.alpha, content.icc)
+    data = images.encode_png(after, alpha, icc, record.dump(recipe)) if result.steps_done else b""
+    losses = [step["style"] for step in (*result.history[:1], *result.history[-1:])]
+    facts = {
+        "steps": result.steps_done, "notes": list(result.notes), "seconds": round(result.seconds, 3),
+        "unlike the references": " → ".join(f"{loss:.3f}" for loss in losses if math.isfinite(loss)),
+    }  # fmt: skip
+    thumbs = {"before": thumbnail(content.rgb)} if content else {}
+    thumbs |= {"mask": thumbnail(references[0].rgb)} | ({"after": thumbnail(after)} if data else {})
+    files = _files(job, data, {}, recipe, {"making": result.seconds}) if data else ()
+    return Made(files, thumbs, facts, result.stopped)
 
 
 # ---- what they share
@@ -227,15 +246,13 @@ def _same(inputs: Mapping[str, str], **found: tuple[str, str]) -> None:
 def _files(
     job: Job, data: bytes, pictures: Mapping[str, bytes], recipe: dict[str, Any], seconds: dict[str, float]
 ) -> tuple[tuple[str, bytes], ...]:
-    """The result, its pictures, and the sidecar with the result's SHA-256, where the kind has one."""
+    """The result, its pictures, and the sidecar with the result's SHA-256 and the time that it took."""
     files = []
     for name in outputs_of(job):
         if name == job.output:
             files.append((name, data))
         elif name.endswith(".json"):
-            output = {"name": PurePosixPath(job.output).name, "sha256": hashlib.sha256(data).hexdigest()}
-            beside = record.dump({**recipe, "seconds": seconds, "output": output}) + "\n"
-            files.append((name, beside.encode("ascii")))
+            files.append((name, record.sidecar(recipe, PurePosixPath(job.output).name, data, seconds)))
         else:
             files.append((name, pictures[PurePosixPath(name).stem.rpartition(".")[2]]))
     return tuple(files)
@@ -253,7 +270,7 @@ def _fitted(values: np.ndarray, page: np.ndarray) -> np.ndarray:  # [h, w] uint8
     return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))
 
 
-def _thumb(pixels: np.ndarray) -> bytes:  # [H, W, 3] uint8
+def thumbnail(pixels: np.ndarray) -> bytes:  # [H, W, 3] uint8
     picture = Image.fromarray(np.ascontiguousarray(pixels))
     picture.thumbnail((THUMB, THUMB))
     buffer = io.BytesIO()

@@ -10,21 +10,58 @@ from typing import Any
 
 from sdsedit.errors import InputRefused, printable
 from sdsedit.guidance.base import Guidance
+from sdsedit.guidance.cds import CDS
 from sdsedit.guidance.csd import CSD
 from sdsedit.guidance.dds import DDS
-from sdsedit.guidance.lusd import LUSD
+from sdsedit.guidance.flowedit import FlowEdit
+from sdsedit.guidance.ids import IDS
+from sdsedit.guidance.ism import ISM
+from sdsedit.guidance.lusd import LUSD, FastLUSD
 from sdsedit.guidance.nfsd import NFSD
 from sdsedit.guidance.pds import PDS
 from sdsedit.guidance.sbp import SBP
 from sdsedit.guidance.sds import SDS
 from sdsedit.guidance.ssd import SSD
+from sdsedit.guidance.vsd import VSD
 
-METHODS = {"lusd": LUSD, "dds": DDS, "pds": PDS, "ssd": SSD, "sds": SDS, "sbp": SBP, "nfsd": NFSD, "csd": CSD}
+METHODS = {
+    "lusd": LUSD,
+    "dds": DDS,
+    "flowedit": FlowEdit,
+    "cds": CDS,
+    "ids": IDS,
+    "pds": PDS,
+    "ssd": SSD,
+    "ism": ISM,
+    "sds": SDS,
+    "sbp": SBP,
+    "nfsd": NFSD,
+    "csd": CSD,
+    "vsd": VSD,
+    "lusd-fast": FastLUSD,
+}
 """Name -> dataclass of hyperparameters; METHODS["dds"]() is the method with its defaults."""
 
 MIN_STRENGTH, MAX_STRENGTH = 0.1, 10.0
 
-__all__ = ["CSD", "DDS", "LUSD", "METHODS", "NFSD", "PDS", "SBP", "SDS", "SSD", "configured"]
+__all__ = [
+    "CDS",
+    "CSD",
+    "DDS",
+    "IDS",
+    "ISM",
+    "LUSD",
+    "METHODS",
+    "NFSD",
+    "PDS",
+    "SBP",
+    "SDS",
+    "SSD",
+    "VSD",
+    "FastLUSD",
+    "FlowEdit",
+    "configured",
+]
 
 
 def configured(

@@ -1,8 +1,8 @@
 """What every method of score distillation shares: what a step is given, what it returns, and one batched forward pass.
 
 A method is a frozen dataclass of hyperparameters. Calling it with a prior, a `Step` and its own state gives an
-`Update`, whose `step` is subtracted from the latent: z <- z - step. It never asks which model it has, draws no noise of
-its own, and needs no autograd.
+`Update`, whose `step` is subtracted from the latent: z <- z - step. It never asks which model it has, and draws no
+noise of its own. Most need no autograd; CDS, IDS and VSD go through the network with it (`through_network`).
 
 Notation, here and in every method: z_t = a z + s eps with a, s from the prior's schedule at t in 0..1; e(z_t, y) is the
 predicted noise in fp32; CFG is e_hat = e_0 + scale (e_y - e_0), so scale 1 is the conditional prediction; w = s^2. Step
@@ -11,9 +11,10 @@ sizes act per latent element, so they mean the same at every resolution.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -55,10 +56,11 @@ class Step:
 
 @dataclass(frozen=True)
 class State:
-    """Where a localising method has seen the edit so far."""
+    """What a method remembers from step to step: where a localising one has seen the edit so far, what VSD learned."""
 
     mask: Tensor | None = None  # [1, 1, h, w] in 0..1, moving average of the maps; None before the first
     map: Tensor | None = None  # [1, 1, h, w] in 0..1, the last step's map
+    learned: Any = None  # the method's own
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Update:
     step: Tensor  # [B, C, h, w] fp32, subtracted from z
     state: State | None
     stats: dict[str, Tensor]  # 0-dim tensors on z's device: t, grad_norm, distance, and a method's own
+    last: bool = False  # whether the method is done: more steps would change little
 
 
 class Guidance(Protocol):
@@ -97,6 +100,26 @@ def predict(
     text = Text.cat(*(y if len(y.prompts) == rows else y.repeat(rows) for _, y in branches))
     prediction = prior.predict(z_t, t.repeat(len(branches)), text, probe)
     return prediction.eps.chunk(len(branches)), prediction.maps
+
+
+@contextmanager
+def through_network(step: Step) -> Iterator[Step]:
+    """Inside, autograd passes through the network, though the loop runs under inference mode; gives the same step made
+    of tensors that autograd may save. What leaves must be detached."""
+    with torch.inference_mode(False), torch.enable_grad():
+        given = step.prompts
+        prompts = replace(
+            given,
+            target=_saved(given.target),
+            source=_saved(given.source),
+            empty=_saved(given.empty),
+            negative=_saved(given.negative),
+        )
+        yield replace(step, z=step.z.detach().clone(), z_src=step.z_src.detach().clone(), prompts=prompts)
+
+
+def _saved(text: Text) -> Text:
+    return replace(text, embeds=text.embeds.clone(), pooled=None if text.pooled is None else text.pooled.clone())
 
 
 def descend(

@@ -133,3 +133,66 @@ def _rms_inside(d: Tensor, mask: Tensor) -> Tensor:
     """Root of the mean of d^2 weighted by the mask, 0-dim; d [B, C, h, w], mask broadcastable to it."""
     weight = mask.expand_as(d)
     return ((weight * d.square()).sum() / weight.sum().clamp(min=torch.finfo(d.dtype).tiny)).sqrt()
+
+
+@dataclass(frozen=True)
+class FastLUSD(LUSD):
+    """LUSD in a fraction of the passes. Step i of n asks about D draws in one pass and takes their mean,
+
+        e     = 1/D sum_j e_j                               in the place of redraws
+        t_ij  = t_max - (t_max - t_min) (i + (j + u) / D) / n     "descending", u uniform on 0..1
+        t_ij  = t_min + (t_max - t_min) (j + u) / D               "stratified"
+
+    so that the few times that a short run sees are spread evenly: descending, the shape comes first and its details
+    last, as a sampler draws; stratified, every step sees all noise levels. "uniform" is LUSD's own.
+
+    The run ends where z stops moving away from z_src: rms(z - z_src) grew by less than `plateau` of itself over the
+    last quarter of the steps, the second half begun. docs/experiments.md has what else was tried.
+    """
+
+    steps: int = 64
+    step_size: float = 1.8
+    draws: int = 2
+    times: Literal["stratified", "descending", "uniform"] = "stratified"
+    plateau: float = 0.02  # 0: the run never ends early
+    redraw: int = 8  # steps of the redrawing that follows, at most
+
+    def __call__(self, prior: Prior, step: Step, state: State | None = None) -> Update:
+        update = super().__call__(prior, step, state)
+        moved: list[Tensor] = [*(state.learned if state and state.learned else ()), update.stats["distance"]]
+        window = max(step.total // 4, 2)
+        last = False
+        if self.plateau and step.index >= step.total // 2 and len(moved) > window:
+            last = bool(moved[-1] < (1 + self.plateau) * moved[-1 - window])
+        assert update.state is not None
+        return replace(update, state=replace(update.state, learned=moved), last=last)
+
+    def _filtered(self, prior: Prior, step: Step) -> tuple[Draw, Tensor, float, tuple[AttentionMaps, ...] | None, int]:
+        draws = [self._placed(step.draw(), j, step) for j in range(self.draws)]
+        t, eps = torch.cat([draw.t for draw in draws]), torch.cat([draw.eps for draw in draws])
+        rows, views = t.shape[0], step.z.shape[0]
+        z_t = prior.schedule.add_noise(step.z.repeat(self.draws, 1, 1, 1), eps, t)
+        target, source = (
+            text if len(text) == 1 else text.repeat(self.draws) for text in (step.prompts.target, step.prompts.source)
+        )
+        recorded = slice(0, rows) if step.prompts.mask_from == "target" else slice(rows, 2 * rows)
+        listens = bool(step.prompts.tokens) and step.mask is None
+        probe = self._probe(step.prompts, recorded, rows) if listens else None
+        (e_tgt, e_src), maps = predict(prior, t, (z_t, target), (z_t, source), probe=probe)
+        e = (e_tgt - e_src).unflatten(0, (self.draws, views)).mean(0)
+        std = e.std(correction=0).item()
+        quiet = std < self.tau  # nothing to be said about these prompts
+        maps = cast("tuple[AttentionMaps, ...] | None", maps)
+        return Draw(t, eps), e, std, maps, self.retries + 1 if quiet else 0
+
+    def _placed(self, draw: Draw, j: int, step: Step) -> Draw:
+        """A uniform draw moved into the stratum of draw j of this step."""
+        extent = self.t_max - self.t_min
+        u = (draw.t - self.t_min) / extent
+        if self.times == "descending":
+            t = self.t_max - extent * (step.index + (j + u) / self.draws) / step.total
+        elif self.times == "stratified":
+            t = self.t_min + extent * (j + u) / self.draws
+        else:
+            t = draw.t
+        return Draw(t, draw.eps)

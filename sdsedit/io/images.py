@@ -39,7 +39,11 @@ KINDS = "PNG, JPEG, WebP, BMP, TIFF or GIF"
 _OTHER_KINDS = (b"SIMPLE  =", b"8BPS", b"%PDF", b"%!PS", b"\xc5\xd0\xd3\xc6", b"<svg", b"<?xml")
 _ADDRESS = re.compile(r"(?:[a-z][a-z0-9+.\-]+:[\\/]{1,2}|data:|file:|mailto:)", re.IGNORECASE)
 
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # for the whole process; Pillow only warns up to twice this, so _open counts too
+# For the whole process, for threads read pictures at once. Pillow only warns up to twice this, so _open counts too; its
+# warnings of damaged files name folders of this machine, and what they say becomes a sentence here.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 @dataclass(frozen=True)
@@ -192,10 +196,8 @@ def _open(data: bytes, name: str) -> tuple[ImageFile, str]:
     known = {ending for endings in FORMATS.values() for ending in endings}
     too_many = f"than the limit of {MAX_PIXELS // 1_000_000} megapixels: make it smaller."
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=list(FORMATS))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        image = Image.open(io.BytesIO(data), formats=list(FORMATS))
+    except Image.DecompressionBombError:
         raise InputRefused(f"{name} has more pixels {too_many}") from None
     except Exception as error:
         if suffix not in known or data.lstrip().startswith(_OTHER_KINDS):

@@ -16,10 +16,11 @@ import json
 import math
 import os
 import platform
+import re
 import secrets
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from sdsedit.guidance.base import Guidance
     from sdsedit.io.images import Mask, Picture
     from sdsedit.io.splats import Splats
+    from sdsedit.prior.base import Prior
     from sdsedit.request import Edit, EditConfig
     from sdsedit.sketch.change import SvgConfig, SvgResult
     from sdsedit.sketch.draw import SketchConfig, SketchResult
@@ -46,6 +48,7 @@ ANIMATIONS = (".gif", ".mp4", ".svg")
 SCENES = (".ply", ".spz", ".splat")  # and .compressed.ply, which ends in the first
 _PACKAGES = ("torch", "diffusers", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "numba", "pillow")
 _SMALL_FILE = 64 * 2**20
+_MAX_RECIPE = 16 * 2**20  # bytes of a sidecar
 _IN_A_PLY = "sdsedit {"  # how the comment with a recipe begins
 # Bytes that an output may need for each of its pixels, or of a scene for each Gaussian; by-products that are pictures
 # need 3.
@@ -137,13 +140,17 @@ def check_outputs(names: Mapping[str, Path], inputs: Sequence[Path], overwrite: 
     result = next(iter(names))
     for what, path in names.items():
         name = printable(path.name, 100)
-        if path.is_dir():
-            raise InputRefused(f"{name} is a folder: give the name of a file.")
-        same = any(path.exists() and other.exists() and path.samefile(other) for other in inputs)
+        try:
+            if path.is_dir():
+                raise InputRefused(f"{name} is a folder: give the name of a file.")
+            same = any(path.exists() and other.exists() and path.samefile(other) for other in inputs)
+            there = path.exists()
+        except OSError as error:  # a name that is too long
+            raise InputRefused(f"{name} cannot be written ({error.strerror}): give another output name.") from None
         if same and (what != result or not overwrite):
             allowed = "; add --overwrite if that is meant" if what == result else ""
             raise InputRefused(f"{name} is an input and would be written over: give another output name{allowed}.")
-        if path.exists() and not overwrite:
+        if there and not overwrite:
             raise InputRefused(f"{name} is there already: give another output name, or add --overwrite.")
     needed = 2**16 + pixels * sum(_BYTES.get(what, 3) for what in names)
     for folder in dict.fromkeys(path.parent for path in names.values()):
@@ -166,11 +173,16 @@ def check_outputs(names: Mapping[str, Path], inputs: Sequence[Path], overwrite: 
 
 
 def write_all(files: Sequence[tuple[Path, bytes]]) -> None:
-    """Write several files so that each is whole or absent, whatever happens.
+    """Write several files so that each is whole or absent, whatever happens. On an OSError (a full disk) nothing has
+    been renamed and no temporary file is left."""
+    with staged(files) as put:
+        put()
 
-    All are written under temporary names in their own folders and forced to the disk, and only then renamed, in the
-    order given. On an OSError (a full disk) nothing has been renamed and no temporary file is left.
-    """
+
+@contextlib.contextmanager
+def staged(files: Sequence[tuple[Path, bytes]]) -> Iterator[Callable[[], None]]:
+    """Several files written under temporary names in their own folders and forced to the disk; what is given renames
+    them, in their order (called again it goes on where it was). Those that have not been renamed are removed."""
     waiting: list[tuple[Path, Path]] = []
     try:
         for path, data in files:
@@ -180,16 +192,20 @@ def write_all(files: Sequence[tuple[Path, bytes]]) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        while waiting:
-            temporary, path = waiting[0]
-            os.replace(temporary, path)
-            waiting.pop(0)
+
+        def put() -> None:
+            while waiting:
+                temporary, path = waiting[0]
+                os.replace(temporary, path)
+                waiting.pop(0)
+            for folder in {path.parent for path, _ in files}:
+                _sync_folder(folder)
+
+        yield put
     finally:
         for temporary, _ in waiting:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-    for folder in {path.parent for path, _ in files}:
-        _sync_folder(folder)
 
 
 def image_recipe(
@@ -200,6 +216,7 @@ def image_recipe(
     result: EditResult,
     model: dict[str, Any],  # id, revision, device, dtype
     seconds: dict[str, float],
+    references: Sequence[Picture] = (),  # the request's
 ) -> dict[str, Any]:
     """What repeats an edit of a picture, and how it went. Numbers that are not finite are left out: JSON has none."""
     method = result.method
@@ -220,6 +237,7 @@ def image_recipe(
         "feather": config.feather,
         "size": config.size,
         "refine": result.refine,
+        **_references(references, {"style_weight": config.style_weight}),
         "model": model,
         "versions": versions(),
         "result": {
@@ -252,7 +270,16 @@ def image_request(recipe: Mapping[str, Any], mask: Tensor | None) -> tuple[Edit,
         size=_field(recipe, "size", (int, type(None))),
         refine=_field(recipe, "refine", (int, float)),
     )
+    if "style_weight" in recipe:
+        config = replace(config, style_weight=_field(recipe, "style_weight", (int, float)))
     return replace(request, mask=mask), config
+
+
+def _references(pictures: Sequence[Picture], more: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe says of the pictures whose look was taken; nothing where there are none."""
+    if not pictures:
+        return {}
+    return {"references": [{"name": each.name, "sha256": each.sha256} for each in pictures], **more}
 
 
 def sketch_recipe(
@@ -260,6 +287,7 @@ def sketch_recipe(
     config: SketchConfig,
     result: SketchResult,
     model: dict[str, Any],  # id, revision, device, dtype
+    references: Sequence[Picture] = (),  # whose look was taken
 ) -> dict[str, Any]:
     """What repeats a sketch, and how it went."""
     return {
@@ -267,6 +295,7 @@ def sketch_recipe(
         "kind": "sketch",
         "prompt": prompt,
         "settings": asdict(config),
+        **_references(references, {}),
         "model": model,
         "versions": versions(),
         "result": {
@@ -438,6 +467,27 @@ def dump(recipe: Mapping[str, Any]) -> str:
     return json.dumps(recipe, indent=2, allow_nan=False, ensure_ascii=True)
 
 
+def sidecar(recipe: Mapping[str, Any], name: str, data: bytes, seconds: Mapping[str, float] | None = None) -> bytes:
+    """What lies beside an output: its recipe, its name and SHA-256, and timings where the recipe inside has none."""
+    timed = {"seconds": {what: round(value, 3) for what, value in seconds.items()}} if seconds is not None else {}
+    output = {"name": name, "sha256": hashlib.sha256(data).hexdigest()}
+    return (dump({**recipe, **timed, "output": output}) + "\n").encode("ascii")
+
+
+def scene_file(splats: Splats, recipe: Mapping[str, Any] | None, name: str) -> tuple[bytes, bool]:
+    """A scene as the file of this name, with its recipe inside if the kind takes one; whether one that should be there
+    is not, because a PLY's header has no room for it beside the comments that are there already."""
+    from sdsedit.io.splats import encode
+
+    inside = recipe is not None and name.lower().endswith(".ply") and not name.lower().endswith(".compressed.ply")
+    try:
+        return encode(with_recipe(splats, recipe if inside else None), name), False
+    except ValueError as error:
+        if not inside or isinstance(error, InputRefused):
+            raise
+        return encode(with_recipe(splats, None), name), True
+
+
 def read_recipe(path: Path) -> dict[str, Any]:
     """The recipe of an output: from inside the PNG, SVG or PLY, else from the sidecar beside a picture or a scene (or
     `path` is it).
@@ -445,7 +495,11 @@ def read_recipe(path: Path) -> dict[str, Any]:
     InputRefused: no such file, no recipe, or one that this version does not read.
     """
     name = printable(path.name, 100)
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:  # a name that is too long
+        raise InputRefused(f"{name} cannot be opened: {error.strerror}.") from None
+    if not there:
         raise InputRefused(f"{name} is not there: give a picture, a drawing or a scene that sdsedit made.")
     text, drawing = None, path.suffix.lower() == ".svg"
     sidecar = path.with_suffix(".json")
@@ -459,8 +513,14 @@ def read_recipe(path: Path) -> dict[str, Any]:
         if path.suffix.lower() in SCENES:
             text, sidecar = _commented(path), path.with_name(f"{path.name}.json")
         if text is None and not drawing and sidecar.is_file():  # of cat.svg, cat.json says nothing
-            text = sidecar.read_text("utf-8")
+            with sidecar.open("rb") as file:
+                data = file.read(_MAX_RECIPE + 1)
+            if len(data) > _MAX_RECIPE:
+                raise InputRefused(f"The recipe of {name} is larger than the limit of {_MAX_RECIPE // 2**20} MiB.", 413)
+            text = data.decode("utf-8")
         recipe = None if text is None else json.loads(text, parse_constant=_no_constant)
+    except InputRefused:
+        raise
     except (ValueError, RecursionError, OSError):
         raise InputRefused(f"The recipe of {name} is damaged.") from None
     if recipe is None:
@@ -506,6 +566,21 @@ def model_revision(spec: str) -> str | None:
     model_id, _, revision = spec.partition("@")
     cached = try_to_load_from_cache(model_id, "model_index.json", revision=revision or None)
     return Path(cached).parent.name if isinstance(cached, str) else revision or None
+
+
+def model_record(spec: str, prior: Prior) -> dict[str, Any]:
+    """What a recipe says of a loaded model; `spec` as the loader was given it."""
+    import torch
+
+    device = str(prior.device)
+    if prior.device.type == "cuda":
+        device += f" ({torch.cuda.get_device_name(prior.device)})"
+    elif prior.device.type == "cpu":
+        device += f" ({torch.get_num_threads()} threads)"
+    dtype = str(prior.dtype).removeprefix("torch.")
+    adapted = list(getattr(prior, "adapted", ()))  # LoRAs and taught words
+    found = {"id": prior.name, "revision": model_revision(spec), "device": device, "dtype": dtype}
+    return {**found, "adapted": adapted} if adapted else found
 
 
 def _method_name(method: object) -> str:
@@ -561,8 +636,16 @@ def _field(recipe: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) 
 def _embedded(path: Path) -> str | None:
     from PIL import Image
 
+    from sdsedit.io.images import MAX_BYTES, MAX_PIXELS
+
     try:
-        with Image.open(io.BytesIO(path.read_bytes()), formats=["PNG"]) as image:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            return None
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            if image.width * image.height > MAX_PIXELS:
+                return None
             image.load()
             return getattr(image, "text", {}).get("sdsedit")
     except Exception:  # a damaged PNG: Pillow raises many kinds of error; the sidecar may still be there
@@ -586,6 +669,9 @@ def _is_number(value: object) -> bool:
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
+
+
+TEMPORARY = re.compile(r"\..{1,64}\.[0-9a-f]{12}\.tmp")  # the name of a file on its way; a kill can leave one
 
 
 def _temporary(path: Path) -> Path:

@@ -17,25 +17,30 @@ other way; positions, quaternions and SH are turned on the way in and out.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
+import mmap
 import os
 import re
 import secrets
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from sdsedit.errors import InputRefused, printable
-from sdsedit.io.images import is_address
+from sdsedit.io.bounded import read_apart
 
 MAX_BYTES = 4 * 2**30
 MAX_GAUSSIANS = 16_000_000
 MAX_HEADER = 64 * 2**10  # bytes of a PLY's header
+MAX_MEMORY = (
+    16 * 2**30
+)  # of a process that reads one; 16 million Gaussians with all SH take 4, and a packed file thrice that
 MAX_RATIO = 100  # unpacked to packed bytes of an SPZ; real scenes have 1 to 5
 MAX_NUMBER = 1e12  # of a position or a colour
 MAX_LOG_SCALE = 30.0  # the exponential of twice as much still fits float32
@@ -79,6 +84,39 @@ def read(path: str | Path, max_bytes: int = MAX_BYTES) -> Splats:
     properties missing, given twice or of a wrong number of SH; no Gaussian, more than `MAX_GAUSSIANS`, or one with a
     number that is not finite or with a quaternion of 0, by its index.
     """
+    with _opened(path, max_bytes) as (stream, name):
+        return _parse(stream, name)
+
+
+def read_bounded(
+    path: str | Path,
+    max_bytes: int = MAX_BYTES,
+    seconds: float = 20.0,  # and a second for each 4 MiB of the file
+    memory: int = 2**30,  # bytes of address space, and 40 for each byte of the file, up to MAX_MEMORY; not on Windows
+) -> Splats:
+    """`read` for files of strangers, in a process of its own, that may be killed.
+
+    What comes back are the arrays' bytes and a line that says which they are; here they are held to what a scene must
+    be once more. A child that hangs, dies or runs out of memory is one `InputRefused`.
+    """
+    with _opened(path, max_bytes) as (stream, name):
+        size = os.fstat(stream.fileno()).st_size
+        seconds, memory = seconds + size / 2**22, min(memory + 40 * size, max(memory, MAX_MEMORY))
+        said, answer = read_apart("sdsedit.io.splats:_hand_over", stream, {"name": name}, name, seconds, memory)
+        with answer:
+            try:
+                splats = _taken(said, answer)
+            except (ValueError, TypeError, LookupError, AttributeError):
+                raise InputRefused(f"{name} cannot be read: its reader went wrong.") from None
+    _check_numbers(splats, name)
+    return splats
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path, max_bytes: int) -> Iterator[tuple[BinaryIO, str]]:
+    """The file and what to call it in a sentence; OSError and MemoryError inside are sentences."""
+    from sdsedit.io.images import is_address
+
     if is_address(str(path)):
         raise InputRefused("Addresses are never fetched: save the scene first and give the file's name.")
     path = Path(path)
@@ -90,26 +128,76 @@ def read(path: str | Path, max_bytes: int = MAX_BYTES) -> Splats:
         if path.suffix.lower() == ".splat":
             raise InputRefused(f"{name} is made for viewers and not read: give a {KINDS} file.", status=415)
         with path.open("rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            if size > max_bytes:
+            if os.fstat(stream.fileno()).st_size > max_bytes:
                 raise InputRefused(f"{name} is larger than the limit of {max_bytes / 2**20:g} MiB.", status=413)
-            start = stream.read(4)
-            stream.seek(0)
-            if start[:3] == b"ply":
-                splats = _read_ply(stream, size, name)
-            elif start[:2] == b"\x1f\x8b":
-                splats = _read_spz(stream, size, name)
-            elif start == b"NGSP":
-                raise InputRefused(
-                    f"{name} is an SPZ of version 4, which is not read: save it as version 3 or as .ply."
-                )
-            else:
-                raise InputRefused(f"{name} is of a kind that is not read: give a {KINDS} file.", status=415)
+            yield stream, name
     except OSError as error:
         raise InputRefused(f"{name} cannot be read: {error.strerror}.") from None
     except MemoryError:
         raise InputRefused(f"{name} does not fit in memory: make it smaller.") from None
+
+
+def _parse(stream: BinaryIO, name: str) -> Splats:
+    size = os.fstat(stream.fileno()).st_size
+    start = stream.read(4)
+    stream.seek(0)
+    if start[:3] == b"ply":
+        splats = _read_ply(stream, size, name)
+    elif start[:2] == b"\x1f\x8b":
+        splats = _read_spz(stream, size, name)
+    elif start == b"NGSP":
+        raise InputRefused(f"{name} is an SPZ of version 4, which is not read: save it as version 3 or as .ply.")
+    else:
+        raise InputRefused(f"{name} is of a kind that is not read: give a {KINDS} file.", status=415)
     _check_numbers(splats, name)
+    return splats
+
+
+_ARRAYS = ("means", "quats", "log_scales", "logits", "sh")
+_PAGE = 64  # bytes
+
+
+def _hand_over(source: BinaryIO, answer: BinaryIO, name: str) -> None:
+    """What `read_bounded` does in the child: a line of JSON, then the arrays, each from a multiple of _PAGE on."""
+    splats = _parse(source, name)
+    arrays = [getattr(splats, key) for key in _ARRAYS] + list(splats.extra.values())
+    line = {
+        "shapes": [list(array.shape) for array in arrays[: len(_ARRAYS)]],
+        "extra": [[key, f"{column.dtype.kind}{column.dtype.itemsize}"] for key, column in splats.extra.items()],
+        "comments": list(splats.comments),
+        "order": list(splats.order),
+    }
+    del splats
+    answer.write(json.dumps(line).encode() + b"\n")
+    while arrays:  # each goes when it is written: a large scene is not held twice
+        answer.seek(-answer.tell() % _PAGE, os.SEEK_CUR)
+        answer.write(np.ascontiguousarray(arrays.pop(0)).data.cast("B"))
+
+
+def _taken(said: Mapping[str, Any], answer: BinaryIO) -> Splats:
+    """The scene that a child handed over, its arrays in the file's own memory; ValueError and others if it is none."""
+    data = mmap.mmap(answer.fileno(), 0, access=mmap.ACCESS_COPY)
+    at = answer.tell()
+
+    def array(code: str, shape: Sequence[int]) -> np.ndarray:
+        nonlocal at
+        count = math.prod(shape)
+        if not 0 < count <= 48 * MAX_GAUSSIANS or min(shape) < 1:
+            raise ValueError(f"no array has the shape {shape}")
+        start = at + -at % _PAGE
+        values = np.frombuffer(data, code, count, start)
+        at = start + values.nbytes
+        return values.reshape(shape)
+
+    means, quats, log_scales, logits, sh = (array("f4", shape) for shape in said["shapes"])
+    count = len(means)
+    codes = {key: code for key, code in said["extra"] if isinstance(key, str) and code in _PLY_NAMES}
+    extra = {key: array(code, (count,)) for key, code in codes.items()}
+    words = [*said["comments"], *said["order"]]
+    if len(codes) != len(said["extra"]) or not all(isinstance(each, str) for each in words) or at != len(data):
+        raise ValueError("it is more than a scene")
+    splats = Splats(means, quats, log_scales, logits, sh, extra, tuple(said["comments"]), tuple(said["order"]))
+    _check_shapes(splats)
     return splats
 
 
@@ -267,7 +355,7 @@ def _ply_header(data: bytes, name: str) -> _Header:
             order = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": "ascii"}.get((rest or [""])[0])
             good = order is not None
         elif word == "comment":
-            comments.append(line[len("comment ") :])
+            comments.append(line[len("comment ") :].replace("\r", " "))
         elif word == "element":
             good = len(rest) == 2 and rest[1].isdecimal() and rest[1].isascii() and len(rest[1]) <= 18
             good = good and rest[0] not in (element[0] for element in elements)

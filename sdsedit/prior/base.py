@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -31,7 +31,8 @@ class Text:
 
     prompts: tuple[str, ...]  # B
     embeds: Tensor  # [B, L, D]
-    pooled: Tensor | None  # [B, P], the summary that SDXL reads beside the tokens
+    pooled: Tensor | None  # [B, P], the summary that SDXL, SD3 and FLUX read beside the tokens
+    guidance: Tensor | None = None  # [B] fp32, what a guidance-distilled model (FLUX.1 dev) is told, else None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -41,7 +42,15 @@ class Text:
         if isinstance(rows, int):
             rows = range(len(self))[rows]  # an IndexError, and negative numbers from the end
             rows = slice(rows, rows + 1)
-        return Text(self.prompts[rows], self.embeds[rows], None if self.pooled is None else self.pooled[rows])
+        pooled, guidance = (each if each is None else each[rows] for each in (self.pooled, self.guidance))
+        return Text(self.prompts[rows], self.embeds[rows], pooled, guidance)
+
+    def guided(self, scale: float) -> Text:
+        """The same rows for another distilled guidance, a setting of its own: it is no CFG scale and takes no second
+        forward pass. ValueError: the model was not distilled so."""
+        if self.guidance is None:
+            raise ValueError("This text's model takes no distilled guidance.")
+        return replace(self, guidance=torch.full_like(self.guidance, scale))
 
     def repeat(self, n: int) -> Text:
         """The whole batch n times over: rows 0..B-1, 0..B-1, ..."""
@@ -51,10 +60,15 @@ class Text:
     def cat(*texts: Text) -> Text:
         """The rows of several texts of one model, one after the other."""
         pooled = [text.pooled for text in texts if text.pooled is not None]
-        if not texts or len(pooled) not in (0, len(texts)):
+        guidance = [text.guidance for text in texts if text.guidance is not None]
+        if not texts or any(len(part) not in (0, len(texts)) for part in (pooled, guidance)):
             raise ValueError("Text.cat needs one or more texts of the same model.")
-        prompts = tuple(prompt for text in texts for prompt in text.prompts)
-        return Text(prompts, torch.cat([text.embeds for text in texts]), torch.cat(pooled) if pooled else None)
+        return Text(
+            tuple(prompt for text in texts for prompt in text.prompts),
+            torch.cat([text.embeds for text in texts]),
+            torch.cat(pooled) if pooled else None,
+            torch.cat(guidance) if guidance else None,
+        )
 
 
 @dataclass(frozen=True)

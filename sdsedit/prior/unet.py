@@ -1,13 +1,11 @@
 """Stable Diffusion 1.5 and 2.1, SDXL and KOALA as a Prior: a UNet, an autoencoder and one or two CLIP text encoders.
 
-Latents are in the model's scaled space, z = (E(2 x - 1) - shift) scale, with E the mean of the autoencoder's posterior.
 Everything that differs between models is read from their configs; nothing above this file asks which model it has.
 """
 
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from sdsedit.prior import autoencoder
 from sdsedit.prior.base import Prediction, Probe, Text, Tokens
+from sdsedit.prior.text import read
 from sdsedit.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -74,15 +74,18 @@ class UNetPrior:
         self.tokenizers = tuple(tokenizers)
         self.text_encoders = nn.ModuleList(text_encoders)
         self.unet = unet
-        # SDXL's autoencoder overflows in half precision. A copy: a pipeline that shares its modules keeps its own.
-        self.vae = copy.deepcopy(vae).float() if code.force_upcast and vae.dtype != torch.float32 else vae
+        self.vae = autoencoder.upcast(vae)  # SDXL's overflows in half precision
         networks = nn.ModuleList([self.text_encoders, self.unet, self.vae])
         networks.eval().requires_grad_(False).to("cpu" if offload else self.device)
-        self.offload = offload
+        self.offload: bool | str = offload  # "sequential": layer by layer (prior.running), nothing is moved here
+        self.previewer: Any = None  # a tiny autoencoder that draws the previews; None: the model's own does
+        self.adapted: tuple[str, ...] = ()  # what was added when it was loaded, for records: "lora toy.safetensors:0.8"
         self.resident: nn.Module | None = None  # under offload, the one network that is on the device
 
         self.channels = int(code.latent_channels)
-        self.factor = 2 ** (len(code.block_out_channels) - 1)
+        self.factor = autoencoder.factor(vae)
+        if hasattr(self.vae, "spatial_scale_factor"):  # of AutoencoderTiny's tiles: diffusers says 8 for all of them
+            self.vae.spatial_scale_factor = self.factor  # pyright: ignore[reportArgumentType]
         self.multiple = self.factor * 2 ** (len(net.down_block_types) - 1)
         self.native = self.factor * (net.sample_size if isinstance(net.sample_size, int) else max(net.sample_size))
         self.max_tokens = min(
@@ -91,8 +94,6 @@ class UNetPrior:
         )
         self._sized = net.addition_embed_type == "text_time"  # SDXL and KOALA read pooled text and sizes
         self._zero_empty = zero_empty
-        self._scale = float(code.scaling_factor)
-        self._shift = float(code.get("shift_factor") or 0)
         self._texts: dict[str, tuple[Tensor, Tensor | None]] = {}
 
     @classmethod
@@ -114,22 +115,19 @@ class UNetPrior:
             zero_empty=bool(pipe.config.get("force_zeros_for_empty_prompt", False)),
         )
 
-    def tokenize(self, prompt: str) -> Tokens:
-        """The prompt as the first text encoder reads it, with the characters that each token stands for.
+    def twin(self) -> UNetPrior:
+        """The same model for another thread: weights and remembered prompts are shared, but what is hung on a network
+        while it runs (a probe, hooks) is each one's own."""
+        twin = copy.copy(self)
+        for part in ("unet", "vae"):
+            network = getattr(self, part)
+            shared = {id(tensor): tensor for tensor in [*network.parameters(), *network.buffers()]}
+            setattr(twin, part, copy.deepcopy(network, shared))
+        return twin
 
-        Tokens of one character (the bytes of an emoji) share it. SDXL's two encoders cut words in the same places.
-        """
-        tokenizer = self.tokenizers[0]
-        padded = tokenizer(
-            prompt, padding="max_length", truncation=True, max_length=self.max_tokens, return_offsets_mapping=True
-        )
-        every = tokenizer(prompt, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-        cut = ""
-        if len(every) > self.max_tokens:
-            first = every[self.max_tokens - 1][0]  # where reading stopped: the last place is the end token's
-            head = re.split(r"\s", prompt[:first])[-1]  # a word that is read in part has not been read
-            cut = prompt[first - len(head) :].strip()
-        return Tokens(tuple(padded["input_ids"]), tuple((int(a), int(b)) for a, b in padded["offset_mapping"]), cut)
+    def tokenize(self, prompt: str) -> Tokens:
+        """The prompt as the first text encoder reads it; SDXL's two encoders cut words in the same places."""
+        return read(self.tokenizers[0], prompt, self.max_tokens)
 
     def encode_text(self, prompts: Sequence[str]) -> Text:
         """A row for each prompt, in the network's precision, never with autograd; recent prompts are remembered."""
@@ -167,26 +165,13 @@ class UNetPrior:
 
     def encode(self, image: Tensor) -> Tensor:  # [B, 3, H, W] fp32 in 0..1 -> [B, C, H / factor, W / factor] fp32
         """The autoencoder's mean latent, scaled. ValueError: another shape, or sides that `factor` does not divide."""
-        if image.ndim != 4 or image.shape[1] != 3 or any(side < 1 or side % self.factor for side in image.shape[2:]):
-            sides = f"sides in multiples of {self.factor}"
-            raise ValueError(f"A picture to encode is [B, 3, H, W] with {sides}; got {list(image.shape)}.")
         self._move(self.vae)
-        out: Any = self.vae.encode((image * 2 - 1).to(self.vae.dtype))
-        mean = out.latent_dist.mean if hasattr(out, "latent_dist") else out.latents  # AutoencoderKL, AutoencoderTiny
-        return (mean.float() - self._shift) * self._scale
+        return autoencoder.encode(self.vae, image)
 
     def encoder_features(self, image: Tensor) -> tuple[Tensor, ...]:  # [B, 3, H, W] -> [B, C_l, H_l, W_l] each
         """What the autoencoder's encoder sees on its way down: the activations before each halving of the sides."""
-        vae: Any = self.vae
-        seen: list[Tensor] = []
-        halving = [m for m in vae.encoder.modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
-        hooks = [m.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float())) for m in halving]
-        try:
-            self.encode(image)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return tuple(seen)
+        self._move(self.vae)
+        return autoencoder.encoder_features(self.vae, image)
 
     def network_features(self, z_t: Tensor, t: Tensor, text: Text) -> tuple[Tensor, ...]:  # [B, C_l, h_l, w_l] each
         """What the UNet sees on its way up, as in DIFT (arXiv:2306.03881): its up blocks' outputs but for the last."""
@@ -207,10 +192,7 @@ class UNetPrior:
         """The picture of a scaled latent. ValueError: another number of dimensions or channels."""
         self._check_latent(z)
         self._move(self.vae)
-        latent = z.float() / self._scale + self._shift
-        vae: Any = self.vae
-        out = vae.decode(latent.to(vae.dtype))
-        return (out.sample.float() / 2 + 0.5).clamp(0, 1)
+        return autoencoder.decode(self.vae, z)
 
     def predict(
         self,
@@ -249,9 +231,18 @@ class UNetPrior:
         if z.ndim != 4 or z.shape[1] != self.channels:
             raise ValueError(f"A latent of {self.name} is [B, {self.channels}, h, w]; got {list(z.shape)}.")
 
+    def start_offload(self) -> bool:
+        """From here on at most one network is on the device (see `offload`); False if that was so already."""
+        if self.offload:
+            return False
+        for network in (self.text_encoders, self.unet, self.vae):
+            nn.Module.to(network, "cpu")
+        self.offload, self.resident = True, None
+        return True
+
     def _move(self, network: nn.Module) -> None:
         """Under offload, bring a network to the device after sending away the one that was there."""
-        if self.offload and self.resident is not network:
+        if self.offload is True and self.resident is not network:
             if self.resident is not None:
                 self.resident.to("cpu")
             network.to(self.device)

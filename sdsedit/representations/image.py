@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from sdsedit.representations.base import View
 
 # A pixel takes part in the edit if its decoding changed by more than _QUIET, fully from _LOUD on.
 _QUIET, _LOUD = 4 / 255, 16 / 255
+_STRIP = 2**20  # pixels of a strip
 
 
 class ImageLatent:
@@ -64,14 +66,49 @@ class ImageLatent:
         An autoencoder alters every pixel, so the gate lets in only those that the edit changed: it compares the decoded
         z with the decoded z_src, which has been through the same autoencoder. A pixel of weight 0 comes back bit for
         bit.
+
+        A photo is worked through in strips: whole, its copies between these steps would take five times its memory.
         """
-        size = (self.picture.shape[-2], self.picture.shape[-1])
+        height, width = self.picture.shape[-2:]
         before, after = prior.decode(self.z_src), prior.decode(z)
-        gate = resize(_change(before, after, prior.factor), size)
-        weight = gate if mask is None else feather(mask, radius) * gate
-        edited = resize(after, size)
-        out = torch.where(weight > 0, torch.lerp(self.picture, edited, weight), self.picture)
-        return out, weight, int((weight == 0).sum())
+        weight = resize(_change(before, after, prior.factor), (height, width))
+        if mask is not None:
+            weight *= in_strips(lambda part: feather(part, radius), mask, radius)
+        out = torch.empty_like(self.picture)
+        across = _bicubic(after, (after.shape[-2], width))
+        for part in _strips(height, width):
+            w, picture = weight[..., part], self.picture[..., part]
+            edited = _bicubic(across[..., part], (height, w.shape[-1])).clamp(0, 1)
+            out[..., part] = torch.where(w > 0, torch.lerp(picture, edited, w), picture)
+        return out, weight, weight.numel() - int(weight.count_nonzero())
+
+
+def in_strips(
+    operation: Callable[[Tensor], Tensor],  # [1, 1, H, w] -> [1, 1, H, w], for any w
+    image: Tensor,  # [1, 1, H, W]
+    reach: int,  # pixels: how far off what it looks at may lie
+) -> Tensor:  # [1, 1, H, W]
+    """`operation(image)`, bit for bit, with its copies in memory for one strip at a time."""
+    out = torch.empty_like(image)
+    for part in _strips(image.shape[-2], image.shape[-1]):
+        start = max(part.start - reach, 0)
+        done = operation(image[..., start : part.stop + reach])
+        out[..., part] = done[..., part.start - start :][..., : part.stop - part.start]
+    return out
+
+
+def _strips(height: int, width: int) -> Iterator[slice]:
+    """Columns of a picture, part by part."""
+    step = max(_STRIP // height, 1)
+    for start in range(0, width, step):
+        yield slice(start, min(start + step, width))
+
+
+def encoded(prior: Prior, image: Tensor, size: int | None = None) -> Tensor:  # [1, 3, H, W] -> [1, C, h, w] fp32
+    """A picture of any size as a latent of the working size, in its own proportions."""
+    image = image.to(prior.device)
+    work = working_size((image.shape[-2], image.shape[-1]), size or prior.native, prior.multiple)
+    return prior.encode(resize(image, work)).float()
 
 
 def working_size(
@@ -98,8 +135,17 @@ def resize(
     if tuple(image.shape[-2:]) == size:
         return image
     if image.shape[1] == 1:
-        return F.interpolate(image, size, mode="bilinear", align_corners=False).clamp(0, 1)
-    return F.interpolate(image, size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+        return F.interpolate(image, size, mode="bilinear", align_corners=False).clamp_(0, 1)
+    return _bicubic(image, size).clamp_(0, 1)
+
+
+def _bicubic(image: Tensor, size: tuple[int, int]) -> Tensor:  # [B, C, H, W] -> [B, C, *size]
+    """Along the rows first, then along the columns: so columns may go apart, and rows before them, bit for bit."""
+    if tuple(image.shape[-2:]) == size:
+        return image
+    if size[1] == 1 < size[0]:  # PyTorch (2.13, on a CPU) gets a single column wrong, and a single row right
+        return _bicubic(image.mT.contiguous(), (1, size[0])).mT
+    return F.interpolate(image, size, mode="bicubic", align_corners=False, antialias=True)
 
 
 def _change(before: Tensor, after: Tensor, cell: int) -> Tensor:  # [1, 3, h, w] twice -> [1, 1, h, w] in 0..1

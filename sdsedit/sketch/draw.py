@@ -11,7 +11,7 @@ Deviations from DiffSketcher are in docs/how-to-sketch.md.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -30,9 +30,9 @@ from sdsedit.guidance.sample import likelihood, mean_maps, sample
 from sdsedit.prior.base import Prior
 from sdsedit.render.strokes import NONZERO, STROKE, Drawing, Topology, render
 from sdsedit.representations.sketch import Augment, Page, Rates, Term, ink
-from sdsedit.request import check_number, check_prompt, check_whole
+from sdsedit.request import MAX_STYLE_WEIGHT, check_number, check_prompt, check_references, check_whole
 from sdsedit.sketch.start import blur, directions, first_strokes, lines, probabilities, start_points, xdog
-from sdsedit.sketch.terms import clip_terms, own_terms
+from sdsedit.sketch.terms import clip_terms, own_terms, style_term
 from sdsedit.sketch.trace import trace
 
 Style = Literal["ink", "colour", "icon"]
@@ -58,6 +58,7 @@ class SketchConfig:
     method: str = "sds"  # which distillation, one of METHODS
     guide_steps: int = 20
     guides: int = 2  # pictures that are drawn first, 1 .. 16; the one that says the words best is the guide
+    style_weight: float = 0.5  # 0 .. 10, of the references' look, beside the 1 that the other terms share
 
 
 @dataclass(frozen=True)
@@ -147,13 +148,18 @@ OnSketchStep = Callable[[SketchStep], "bool | None"]
 
 
 def sketch(
-    prompt: str, prior: Prior, config: SketchConfig | None = None, on_step: OnSketchStep | None = None
+    prompt: str,
+    prior: Prior,
+    config: SketchConfig | None = None,
+    on_step: OnSketchStep | None = None,
+    references: Sequence[Tensor] = (),  # [1, 3, H, W] in 0..1 each: pictures whose look the drawing takes
 ) -> SketchResult:
     """Draw the words. on_step is called after each step and stops the run by returning False; what there is so far is
     then tidied and returned. Raises InputRefused with one sentence where a value cannot be used."""
     started = time.perf_counter()
     config = config or SketchConfig()
     check_sketch(prompt, config)
+    check_references(references, prior)
     notes: list[str] = []
     generator = torch.Generator().manual_seed(config.seed)
     asked, words, prompts = _prompts(prior, prompt, config, notes)
@@ -167,6 +173,10 @@ def sketch(
     if not len(shapes.topology):
         notes.append("The model's picture of the words has no areas to trace: try another seed, or strokes.")
     terms = _terms(prior, prompt, seen, prompts, config, generator, notes)
+    if references and config.style_weight:
+        terms["style"] = (config.style_weight, style_term(prior, references, prompts.empty))
+        if config.style == "ink":
+            notes.append("An ink drawing is black: of the references' look it can take lines, not colours.")
     rates = _rates(config)
     page = Page(
         shapes.topology, shapes.points, shapes.widths, shapes.colours, shapes.background, size, prior, config.steps,
@@ -222,6 +232,7 @@ def check_sketch(prompt: str, config: SketchConfig) -> None:
     check_whole("guides", config.guides, 1, 16)
     check_number("width", config.width, 0.1, 20)
     check_number("distillation", config.distillation, 0, 1)
+    check_number("style_weight", config.style_weight, 0, MAX_STYLE_WEIGHT)
     if config.style not in STYLES:
         raise InputRefused(f"style is {printable(repr(config.style), 40)}; it must be one of {', '.join(STYLES)}.")
     if config.method not in METHODS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sdsedit.guidance.attention_distillation import Look, Reference, observe, see, style_loss
 from sdsedit.prior.base import Prior, Text
+from sdsedit.representations.image import encoded
 from sdsedit.representations.sketch import Term
 
 CLIP = "openai/clip-vit-base-patch32"
+_STYLE_T = 0.25  # t that the UNet is told when it looks at looks
 _DIFT_T = 0.15  # t at which the UNet looks: little noise, for it should see the picture
 _CLIP_LAYERS = (3, 6, 9)
 
@@ -44,6 +48,20 @@ def own_terms(
         return _unlike(prior.network_features(z_t, t, text), seen)
 
     return {"encoder features": encoder, "UNet features": network}
+
+
+def style_term(prior: Prior, references: Sequence[Tensor], empty: Text) -> Term:
+    """The look of references [1, 3, H, W]: L_AD of the rendered page, at one t (see attention_distillation)."""
+    t = torch.full((1,), _STYLE_T, device=prior.device)
+    layers = prior.editing.get("style", {}).get("transfer", {}).get("layers")
+    with torch.no_grad():
+        look = Look(tuple(Reference(encoded(prior, picture)) for picture in references), layers=layers)
+        seen = see(prior, look, t, empty)
+
+    def style(page: Tensor) -> Tensor:
+        return style_loss(observe(prior, prior.encode(page), t, empty, layers), seen.references)
+
+    return style
 
 
 def clip_terms(guide: Tensor, prompt: str, folder: str | Path = CLIP) -> dict[str, Term] | None:

@@ -10,12 +10,18 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any
 
-from sdsedit.errors import InputRefused, one_sentence
+from sdsedit.errors import InputRefused, OutOfMemory, out_of_memory
 from sdsedit.web.worker import Cancelled, Job, Worker
 
 LOG = logging.getLogger("sdsedit.web")
 in_flight = 0  # events that are being answered
 _POLL = 0.05  # seconds between two looks at a job
+
+
+def _uncounted(status: int) -> None: ...
+
+
+refused: Callable[[int], None] = _uncounted  # told of every refusal that a person reads on the page
 
 
 def handler(act: Callable[..., Any], event: bool = False) -> Callable[..., Any]:
@@ -76,15 +82,16 @@ def refusals() -> Iterator[None]:
     except (gr.Error, GeneratorExit, asyncio.CancelledError):
         raise
     except InputRefused as error:
+        refused(error.status)
         title = "Please wait" if error.status in (429, 503) else "This cannot be used"
         raise gr.Error(html.escape(str(error)), duration=None, title=title, print_exception=False) from None
     except Cancelled:
         raise gr.Error("Stopped before it began.", title="Stopped", print_exception=False) from None
     except Exception as error:
-        if isinstance(error, MemoryError) or "OutOfMemoryError" in {cls.__name__ for cls in type(error).__mro__}:
-            sentence = "Out of memory: try a smaller picture."
+        if out_of_memory(error):
+            sentence = str(error) if isinstance(error, OutOfMemory) else "Out of memory: try a smaller picture."
         else:
-            LOG.exception("A job failed: %s", one_sentence(error))
+            LOG.exception("Something went wrong inside.")  # the log says where
             sentence = "Something went wrong inside; nothing of yours is lost. Try again."
         raise gr.Error(sentence, duration=None, print_exception=False) from None
     finally:

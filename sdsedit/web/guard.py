@@ -1,4 +1,4 @@
-"""What every request must pass before Gradio sees it, and the headers that every answer gets.
+"""What every request must pass before Gradio sees it, whom it comes from, and the headers of every answer.
 
 Gradio fetches an address that stands where a file is expected, and passes on what `/file=http://...` names; and when it
 is mounted in another application it takes any file of the machine for an upload (it checks only what `launch()`
@@ -19,7 +19,7 @@ from urllib.parse import unquote
 
 from sdsedit.errors import InputRefused
 from sdsedit.io.images import is_address
-from sdsedit.web.settings import HEADERS, Settings
+from sdsedit.web.settings import Settings, headers
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -36,7 +36,8 @@ _MOST_WASTE = 8  # times the limit that is read and thrown away, so that the sen
 class Guard:
     """ASGI middleware: size limits, no addresses, limits on failed logins and on events, and the headers.
 
-    crowded: why a job of this person would be refused just now, if it would be.
+    crowded: why a job of this person would be refused just now, if it would be. refused: told the status of every
+    answer that is a refusal.
     """
 
     def __init__(
@@ -45,8 +46,10 @@ class Guard:
         settings: Settings,
         crowded: Callable[[str], InputRefused | None] = lambda person: None,
         clock: Callable[[], float] = time.monotonic,
+        refused: Callable[[int], None] = lambda status: None,
     ) -> None:
-        self.app, self.settings, self.crowded, self.clock = app, settings, crowded, clock
+        self.app, self.settings, self.crowded, self.clock, self.refused = app, settings, crowded, clock, refused
+        self.headers = [(name.encode(), value.encode()) for name, value in headers(settings).items()]
         self._events: dict[str, deque[float]] = {}  # address -> times of its newest events
         self._failed: dict[str, deque[float]] = {}  # address -> times of failed logins
 
@@ -54,28 +57,32 @@ class Guard:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
 
+        path = unquote(scope["path"])
+
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
+                if message["status"] >= 400 and path != "/readyz":  # what a probe is told is no refusal
+                    self.refused(message["status"])
                 given = {name.lower() for name, _ in message.get("headers", ())}
-                more = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+                more = list(self.headers)
                 if message["status"] in (429, 503):
                     more.append((b"retry-after", str(_RETRY).encode()))
                 message = {**message, "headers": [*message["headers"], *(h for h in more if h[0] not in given)]}
             await send(message)
 
-        path = unquote(scope["path"])
         if _names_an_address(path):
             return await _refuse(with_headers, 422, _FETCHED)
         who = (scope.get("client") or ("", 0))[0]
         if path.endswith("/login") and (wait := self._locked_out(who)):
             return await _refuse(with_headers, 429, "Too many failed logins; try again in a minute.", wait)
         tools = self.settings.mcp and path == "/mcp"
-        if tools and self.settings.login is not None:
+        programs = tools or (self.settings.metrics and path == "/metrics")
+        if programs and self.settings.login is not None:
             if wait := self._locked_out(who):
                 return await _refuse(with_headers, 429, "Too many failed logins; try again in a minute.", wait)
             if not _basic(scope, self.settings.login):
                 self._failed.setdefault(who, deque(maxlen=self.settings.logins)).append(self.clock())
-                return await _refuse(with_headers, 401, "The tools need the page's name and password (HTTP Basic).")
+                return await _refuse(with_headers, 401, "This needs the page's name and password (HTTP Basic).")
         if scope["method"] in ("POST", "PUT", "PATCH"):
             upload = _header(scope, b"content-type").startswith(b"multipart/")
             limit = self.settings.max_upload + 2**16 if upload else self.settings.max_message
@@ -147,6 +154,26 @@ class Guard:
         return max(1, round(60 - (self.clock() - times[0]))) if len(times) >= self.settings.logins else 0
 
 
+def behind_proxies(app: App, trusted: str) -> App:
+    """`app` behind proxies: what X-Forwarded-* say of who asks, and under which address, counts if it comes from one of
+    `trusted` (addresses and networks between commas, "*" for all), and is taken out otherwise."""
+    from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+    believing = ProxyHeadersMiddleware(app, trusted)  # pyright: ignore[reportArgumentType]
+
+    async def answer(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket") and (scope.get("client") or ("",))[0] not in believing.trusted_hosts:
+            # Gradio believes the forwarded host of anybody, and builds addresses of it.
+            named = (b"forwarded", b"x-real-ip")
+            own = [
+                each for each in scope["headers"] if not each[0].startswith(b"x-forwarded-") and each[0] not in named
+            ]
+            scope = {**scope, "headers": own}
+        await believing(scope, receive, send)  # pyright: ignore[reportArgumentType]
+
+    return answer
+
+
 def _basic(scope: MutableMapping[str, Any], login: tuple[str, str]) -> bool:
     """Whether a request brings this name and password."""
     wanted = b"Basic " + base64.b64encode(":".join(login).encode())
@@ -211,5 +238,7 @@ async def _refuse(send: Send, status: int, sentence: str, retry: int = 0) -> Non
     if retry:
         headers.append((b"retry-after", str(retry).encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    # Gradio's own page looks for "detail", its client for "error".
-    await send({"type": "http.response.body", "body": json.dumps({"detail": sentence, "error": sentence}).encode()})
+    # Gradio's page looks for "detail", its client for "error"; of a 422 the client reads the details as a list.
+    listed = [{"__type__": "validate", "is_valid": False, "parameter_name": "file", "message": sentence}]
+    said = {"detail": listed if status == 422 else sentence, "error": sentence}
+    await send({"type": "http.response.body", "body": json.dumps(said).encode()})

@@ -31,8 +31,8 @@ from PIL import Image
 from sdsedit.errors import InputRefused, one_sentence, printable
 from sdsedit.io import record
 
-Kind = Literal["image", "sketch", "splats"]
-KINDS: tuple[Kind, ...] = ("image", "sketch", "splats")
+Kind = Literal["image", "sketch", "splats", "style"]
+KINDS: tuple[Kind, ...] = ("image", "sketch", "splats", "style")
 THUMBNAIL = 320  # pixels, the longer side
 _ABANDONED = 3600.0  # seconds after which a folder without a row is what a crash left
 _VERSION = 1  # of the index
@@ -72,7 +72,8 @@ class Item:
         return path if path.is_file() else None
 
     def input(self, what: str) -> Path | None:
-        """What it was made of: "input", "mask", "cameras"; None: it was made of nothing such, or that is not here."""
+        """What it was made of: "input", "mask", "cameras", "reference 1"; None: it was made of nothing such, or that is
+        not here."""
         return next(iter(sorted((self.folder / "inputs" / what).glob("*"))), None)
 
 
@@ -220,7 +221,19 @@ def _thumbnail(picture: np.ndarray | Image.Image) -> bytes:
 
 def _title(recipe: Mapping[str, Any]) -> str:
     """What was asked for, on one line."""
-    return printable(str(recipe.get("target") or recipe.get("prompt") or "untitled"), 300)
+    asked = recipe.get("target") or recipe.get("prompt")
+    if recipe.get("kind") == "style":
+        given, made_of = " and ".join(_looks(recipe)), recipe.get("input")
+        thing = asked or (Path(str(made_of.get("name"))).stem if isinstance(made_of, Mapping) else "a texture")
+        asked = f"{thing} in the look of {given}" if given else thing
+    return printable(str(asked or "untitled"), 300)
+
+
+def _looks(recipe: Mapping[str, Any]) -> list[str]:
+    """The names of a style's references, without their endings."""
+    references = recipe.get("references")
+    named = references if isinstance(references, list) else []
+    return [Path(str(each.get("name"))).stem for each in named if isinstance(each, Mapping) and each.get("name")]
 
 
 def _words(kind: str, name: str, recipe: Mapping[str, Any]) -> str:
@@ -229,5 +242,5 @@ def _words(kind: str, name: str, recipe: Mapping[str, Any]) -> str:
     said = [kind, name, *(recipe.get(part) for part in ("target", "source", "prompt", "negative"))]
     for part, key in ((method, "name"), (model, "id"), (result, "kind")):
         said.append(part.get(key) if isinstance(part, Mapping) else part)
-    said.append(recipe.get("kind"))
+    said += [recipe.get("kind"), *_looks(recipe)]
     return printable(" ".join(str(each) for each in said if each), 10_000).casefold()

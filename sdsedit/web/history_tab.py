@@ -18,7 +18,7 @@ import numpy as np
 
 from sdsedit.errors import InputRefused, printable
 from sdsedit.io import images, record, splats, svg
-from sdsedit.web import image_work, sketch_work, splat_work
+from sdsedit.web import image_work, sketch_work, splat_work, style_work
 from sdsedit.web.events import handler, news, waiting_line
 from sdsedit.web.history import History, Item
 from sdsedit.web.image_work import Progress
@@ -30,7 +30,7 @@ PAGE = 24  # results that are shown at first, and more at a time
 EMPTY = "What you make in the other tabs will be kept here, with everything that is needed to make it again."
 NOTHING = "Nothing here has these words."
 CHOOSE = "Press a result to look at it."
-KIND_NAMES = {"image": "Picture", "sketch": "Drawing", "splats": "Scene"}
+KIND_NAMES = {"image": "Picture", "sketch": "Drawing", "splats": "Scene", "style": "Style"}
 ON_CARD = """
 element.addEventListener("click", (event) => {
   const card = event.target.closest("button[data-result]");
@@ -53,8 +53,8 @@ class Shelf:
 
 
 class HistoryTab:
-    """One page's History tab. `tab` is the gr.Tab that it stands in, `tabs` the row of them all; `image`, `sketch` and
-    `splats` are the others."""
+    """One page's History tab. `tab` is the gr.Tab that it stands in, `tabs` the row of them all; `image`, `sketch`,
+    `splats` and `style` are the others."""
 
     def __init__(
         self,
@@ -65,9 +65,10 @@ class HistoryTab:
         image: Any,
         sketch: Any,
         splats: Any,
+        style: Any = None,
     ) -> None:
         self.worker, self.settings, self.model, self.history = image.worker, settings, image.model, history
-        self.tab, self.tabs, self.image, self.sketch, self.splats = tab, tabs, image, sketch, splats
+        self.tab, self.tabs, self.image, self.sketch, self.splats, self.style = tab, tabs, image, sketch, splats, style
         self.shelves: Sessions[Shelf] = Sessions(Shelf, settings.idle, settings.sessions)
         self._lay_out()
         self._wire()
@@ -97,6 +98,7 @@ class HistoryTab:
                     self.to_image = gr.Button("Open in Image", elem_id="history-to-image", min_width=120)
                     self.to_sketch = gr.Button("Open in Sketch", elem_id="history-to-sketch", min_width=120)
                     self.to_splats = gr.Button("Open in Splats", elem_id="history-to-splats", min_width=120)
+                    self.to_style = gr.Button("Restyle", elem_id="history-to-style", min_width=90)
                 with gr.Accordion("Recipe", open=False, visible=False, elem_id="history-recipe") as self.recipe_box:
                     self.recipe = gr.JSON(show_label=False, elem_id="history-json", buttons=["copy"])
                 self.saved = gr.DownloadButton("Download", visible="hidden", elem_id="history-saved")
@@ -106,7 +108,7 @@ class HistoryTab:
     def _wire(self) -> None:
         self.table = table = [
             self.cards, self.more, self.detail, self.stage, self.stop, self.acts, self.again, self.delete, self.sends,
-            self.to_image, self.to_sketch, self.to_splats, self.recipe_box, self.recipe,
+            self.to_image, self.to_sketch, self.to_splats, self.to_style, self.recipe_box, self.recipe,
         ]  # fmt: skip
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         model: dict[str, Any] = {**quiet, "concurrency_id": "model", "concurrency_limit": None}
@@ -124,6 +126,7 @@ class HistoryTab:
             (self.to_image, self.image, self.send_to_image),
             (self.to_sketch, self.sketch, self.send_to_sketch),
             (self.to_splats, self.splats, self.send_to_splats),
+            (self.to_style, self.style, self.send_to_style),
         ):
             if tab is not None:
                 button.click(handler(send), None, [*tab.table, self.tabs], **quiet)
@@ -165,7 +168,15 @@ class HistoryTab:
     def send_to_image(self, person: str) -> dict[Any, Any]:
         item = self._item(person)
         shows = str(item.recipe.get("target") or item.recipe.get("prompt") or "")
-        if item.kind == "image":
+        return {**self.image.take(person, str(self._picture(item)), shows, shows), self.tabs: self._tab("image")}
+
+    def send_to_style(self, person: str) -> dict[Any, Any]:
+        item = self._item(person)
+        return {**self.style.take(person, str(self._picture(item))), self.tabs: self._tab("style")}
+
+    def _picture(self, item: Item) -> Path:
+        """A result as a picture."""
+        if item.kind in ("image", "style"):
             path = self._copy(item.output)
         elif item.kind == "sketch":
             page = sketch_work.page_of(item.output.read_bytes())
@@ -175,7 +186,7 @@ class HistoryTab:
             path = self._file(
                 f"{item.output.stem}.png", images.encode_png(splat_work.picture(scene.splats, scene, 512))
             )
-        return {**self.image.take(person, str(path), shows, shows), self.tabs: self._tab("image")}
+        return path
 
     def send_to_sketch(self, person: str) -> dict[Any, Any]:
         item = self._item(person)
@@ -232,7 +243,7 @@ class HistoryTab:
 
             return prepared(prior, self.model(prior), tell, go_on)
 
-        job = self.worker.submit(person, run)
+        job = self.worker.submit(person, run, kind=item.kind)
         first = {
             self.acts: gr.update(visible=False),
             self.sends: gr.update(visible=False),
@@ -255,7 +266,8 @@ class HistoryTab:
         def compare() -> str:
             said, same = compared(item, data)
             if not same:
-                inputs = {what: path for what in ("input", "mask") if (path := item.input(what)) is not None}
+                every = ("input", "mask", *(f"reference {k}" for k in range(1, 9)))
+                inputs = {what: path for what in every if (path := item.input(what)) is not None}
                 before = None if item.before is None else images.read_picture(item.before).rgb
                 shelf.chosen = self.history.add(item.kind, self._file(name, data), before, picture, recipe, inputs)
             return said
@@ -293,6 +305,7 @@ class HistoryTab:
             self.to_image: gr.update(visible=self.image is not None),
             self.to_sketch: gr.update(visible=item is not None and item.kind == "sketch" and self.sketch is not None),
             self.to_splats: gr.update(visible=item is not None and item.kind == "splats" and self.splats is not None),
+            self.to_style: gr.update(visible=self.style is not None),
             self.recipe_box: gr.update(visible=there),
             self.recipe: None if item is None else item.recipe,
         }
@@ -350,6 +363,18 @@ def again(item: Item, settings: Settings) -> Repeat:
             return made.name, made.svg, sketch_work.page_of(made.svg), made.recipe
 
         return sketch
+    if item.kind == "style":
+        looks = [path for k in range(1, 9) if (path := item.input(f"reference {k}")) is not None]
+        content = None if given is None else image_work.read_input(str(given), settings.max_pixels)
+        styled = style_work.order_of(
+            recipe, content, [image_work.read_input(str(look), settings.max_pixels) for look in looks]
+        )
+
+        def style(prior: Any, model: dict[str, Any], tell: Any, go_on: Any) -> Any:
+            made = style_work.run(prior, styled, model, tell, _until(go_on, stop))
+            return made.name, style_work.png_of(made), made.rgb, made.recipe
+
+        return style
     scene = None if given is None else splat_work.read_scene(given, settings.max_upload)
     wanted = splat_work.order_of(recipe, scene)
 
@@ -390,7 +415,7 @@ def compared(item: Item, data: bytes) -> tuple[str, bool]:
     before = item.output.read_bytes()
     if before == data:
         return "Made again: the same, byte for byte.", True
-    if item.kind == "image":
+    if item.kind in ("image", "style"):
         then, now = images.read_picture(item.output).rgb, _read_rgb(data)
         if then.shape == now.shape:
             count = int((then != now).any(-1).sum())
@@ -476,8 +501,9 @@ def facts(item: Item) -> list[tuple[str, str]]:
         ("Asked for", text(recipe.get("target") or recipe.get("prompt"))),
         ("It showed", text(recipe.get("source"))),
         ("Place found by", ", ".join(map(str, result.get("words") or []))),
-        ("Kind of change", text(result.get("kind"))),
+        ("Kind of change", "" if recipe.get("kind") == "style" else text(result.get("kind"))),
         ("Style", text(settings.get("style"))),
+        ("Look of", ", ".join(_names(recipe.get("references")))),
         ("Strokes asked for", text(settings.get("strokes"))),
         ("Method", text(method.get("name")).upper()),
         ("Steps", "" if steps is None else f"{steps}{ended}"),
@@ -488,6 +514,11 @@ def facts(item: Item) -> list[tuple[str, str]]:
         ("File", item.output.name),
     ]
     return [(name, value) for name, value in found if value]
+
+
+def _names(files: object) -> list[str]:
+    named = files if isinstance(files, list) else []
+    return [str(each.get("name")) for each in named if isinstance(each, Mapping)]
 
 
 def when(made: float) -> str:

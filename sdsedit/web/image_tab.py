@@ -43,12 +43,18 @@ EXAMPLES = {
 }
 METHOD_CHOICES = [
     ("LUSD: finds the place itself", "lusd"),
+    ("LUSD, fast: in half of the time or less", "lusd-fast"),
     ("DDS: difference of two prompts", "dds"),
+    ("FlowEdit: one walk from much noise to none", "flowedit"),
+    ("CDS: DDS that keeps the structure", "cds"),
+    ("IDS: DDS that keeps the identity", "ids"),
     ("PDS: keeps the posterior", "pds"),
     ("SSD: stable score distillation", "ssd"),
+    ("ISM: compares two neighbours in noise", "ism"),
     ("SBP: bridge between two prompts", "sbp"),
     ("NFSD: without the noise's part", "nfsd"),
     ("CSD: the classifier's part only", "csd"),
+    ("VSD: learns its own noise", "vsd"),
     ("SDS: the first of them", "sds"),
 ]
 WHERE = [
@@ -385,8 +391,8 @@ class ImageTab:
 
         picture: a PNG, JPEG, WebP, BMP, TIFF or GIF file. source: what it shows. target: what it should show.
         words: whose place is edited, between commas; empty: the new ones. mask: a picture of the same size, white
-        where it may change. method: lusd, dds, pds, ssd, sds, sbp, nfsd or csd. strength: 0.1 to 10. seed: 0 to
-        2^63 - 1. model: one that the page offers; empty: its usual one. steps: 1 to 10,000;
+        where it may change. method: lusd, dds, flowedit, cds, ids, pds, ssd, ism, sds, sbp, nfsd, csd or vsd.
+        strength: 0.1 to 10. seed: 0 to 2^63 - 1. model: one that the page offers; empty: its usual one. steps: 1 to 10,000;
         0: as many as suit the method.
         Gives a PNG with its recipe inside, and the recipe.
         """
@@ -465,7 +471,7 @@ class ImageTab:
                     found.append(work.run_edit(prior, order, model, tell, go_on, k, len(orders), spec))
             return found if len(orders) > 1 else found[0]
 
-        return self.worker.submit(person, run, model=spec)
+        return self.worker.submit(person, run, model=spec, kind="image")
 
     async def _edit(self, person: str, settings: tuple[Any, ...], count: int) -> AsyncGenerator[dict[Any, Any], None]:
         import gradio as gr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import os
 import time
 from contextlib import suppress
@@ -11,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdsedit.errors import InputRefused, printable
-from sdsedit.io import record
+from sdsedit.errors import printable
 from sdsedit.known_models import KNOWN_MODELS
+from sdsedit.licences import FILE, Licences
 from sdsedit.prior.load import ModelNotFound, builtin_path
 from sdsedit.web.events import done, handler
 from sdsedit.web.settings import Settings
@@ -43,44 +42,12 @@ class Model:
     how: str  # to get it; "" for one that ships with sdsedit, or is somebody's own
 
 
-class Licences:
-    """Which licences have been acknowledged, and when, in a file that survives a restart; None: in memory only."""
-
-    def __init__(self, file: Path | None) -> None:
-        self.file = file
-        self._known: dict[str, dict[str, Any]] = {}
-
-    def known(self) -> dict[str, dict[str, Any]]:
-        """Model -> {"licence", "acknowledged": seconds since 1970}. A damaged file counts as an empty one: people are
-        asked once more."""
-        if self.file is not None:
-            with suppress(OSError, ValueError):
-                found = json.loads(self.file.read_text("utf-8"))
-                if isinstance(found, dict):
-                    self._known = {id: each for id, each in found.items() if isinstance(each, dict)}
-        return dict(self._known)
-
-    def acknowledge(self, model: str) -> None:
-        """InputRefused: there is no such model, or the file cannot be written."""
-        if model not in KNOWN_MODELS:
-            raise InputRefused("There is no such model here.")
-        known = self.known()
-        known.setdefault(model, {"licence": KNOWN_MODELS[model].licence, "acknowledged": time.time()})
-        self._known = known
-        if self.file is not None:
-            try:
-                self.file.parent.mkdir(parents=True, exist_ok=True)
-                record.write_all([(self.file, record.dump(known).encode())])
-            except OSError as error:
-                raise InputRefused(f"This could not be recorded: {error.strerror}.") from None
-
-
 class ModelsTab:
     """One page's Models tab; `tab` is the gr.Tab that it stands in."""
 
     def __init__(self, worker: Worker, settings: Settings, tab: Any) -> None:
         self.worker, self.settings = worker, settings
-        self.licences = Licences(None if settings.history is None else settings.history / "licences.json")
+        self.licences = Licences(None if settings.history is None else settings.history / FILE)
         self._lay_out(tab)
 
     def _lay_out(self, tab: Any) -> None:

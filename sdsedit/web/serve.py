@@ -1,7 +1,8 @@
-"""The application: the page, /healthz and /readyz, its start, and an end that lets a running job finish.
+"""The application: the page, /healthz, /readyz and /metrics, its start, and an end that lets a running job finish.
 
     python app.py [--host 127.0.0.1] [--port 7860] [--model builtin] [--device cpu] [--history DIR | --no-history]
-                  [--root-path /sdsedit] [--mcp]
+                  [--root-path /sdsedit] [--framed-by https://SITE] [--mcp] [--metrics] [--drain 30]
+                  [--log-format text|json] [--verbose]
 
 SDSEDIT_LOGIN="name:password" in the environment asks for them.
 """
@@ -24,12 +25,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdsedit._version import __version__
-from sdsedit.errors import OK, USAGE, InputRefused
+from sdsedit.errors import INTERNAL, OK, USAGE, InputRefused
 from sdsedit.prior.base import Prior
-from sdsedit.web.guard import Guard
+from sdsedit.web import logs
+from sdsedit.web.guard import Guard, behind_proxies
 from sdsedit.web.history import History
+from sdsedit.web.metrics import CONTENT_TYPE, Metrics
 from sdsedit.web.settings import Settings, default_history, environment, mounting, shown_name
-from sdsedit.web.worker import Worker
+from sdsedit.web.worker import Job, Worker
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -48,11 +51,20 @@ def create_app(settings: Settings, worker: Worker | None = None) -> FastAPI:
     environment(settings)
     import gradio as gr
     from fastapi import FastAPI
-    from fastapi.responses import JSONResponse
+    from fastapi.responses import JSONResponse, Response
+
+    from sdsedit.web import events
+
+    metrics = Metrics()
+    events.refused = metrics.refused
+
+    def over(job: Job) -> None:
+        metrics.job(job)
+        logs.event("job", kind=job.kind, outcome=job.outcome, waited=round(job.waited, 3), seconds=round(job.worked, 3))
 
     if worker is None:
         more = {spec: partial(load, settings, spec) for spec in settings.more_models}
-        worker = Worker(partial(load, settings, settings.model), settings.waiting, settings.waiting_each, more)
+        worker = Worker(partial(load, settings, settings.model), settings.waiting, settings.waiting_each, more, over)
     settings.folder.mkdir(parents=True, exist_ok=True)
 
     @contextlib.asynccontextmanager
@@ -60,7 +72,7 @@ def create_app(settings: Settings, worker: Worker | None = None) -> FastAPI:
         worker.start()
         async with mcp.session_manager.run() if mcp is not None else contextlib.nullcontext():
             yield
-        worker.close(settings.drain)
+        worker.close(0)  # whoever runs the server has waited for the running job by now
         shutil.rmtree(settings.folder, ignore_errors=True)
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
@@ -75,6 +87,12 @@ def create_app(settings: Settings, worker: Worker | None = None) -> FastAPI:
         """200 once the model is there, 503 before and while the page is closing."""
         state = worker.state
         return JSONResponse({"status": state}, 200 if state == "ready" else 503)
+
+    if settings.metrics:
+
+        @app.get("/metrics")
+        def counts() -> Response:
+            return Response(metrics.text(worker, settings), media_type=CONTENT_TYPE)
 
     page, image = build_page(settings, worker)
     mcp = None
@@ -92,7 +110,9 @@ def create_app(settings: Settings, worker: Worker | None = None) -> FastAPI:
     css = "\n".join((_HERE / name).read_text("utf-8") for name in ("page.css", "tabs.css"))
     gr.mount_gradio_app(app, page, "/", theme=theme, css=css, **mounting(settings))  # pyright: ignore[reportArgumentType]
     page.has_launched = True  # mounted, not launched: without this Gradio takes any file of the machine for an upload
-    app.add_middleware(Guard, settings=settings, crowded=worker.crowded)  # pyright: ignore[reportArgumentType]
+    app.add_middleware(
+        Guard, settings=settings, crowded=worker.crowded, refused=metrics.refused  # pyright: ignore[reportArgumentType]
+    )  # fmt: skip
     return app
 
 
@@ -106,6 +126,7 @@ def build_page(settings: Settings, worker: Worker) -> tuple[Any, ImageTab]:
     from sdsedit.web.models_tab import ModelsTab
     from sdsedit.web.sketch_tab import SketchTab
     from sdsedit.web.splat_tab import SplatTab
+    from sdsedit.web.style_tab import StyleTab
 
     def model(prior: Prior) -> dict[str, Any]:
         return model_record(prior)
@@ -125,9 +146,12 @@ def build_page(settings: Settings, worker: Worker) -> tuple[Any, ImageTab]:
                 sketch = SketchTab(worker, settings, model, history)
             with gr.Tab("Splats", id="splats", elem_id="tab-splats"):
                 splats = SplatTab(worker, settings, model, history)
+            with gr.Tab("Style", id="style", elem_id="tab-style"):
+                style = StyleTab(worker, settings, model, history)
+                style.send_to(image, tabs)
             if history is not None:
                 with gr.Tab("History", id="history", elem_id="tab-history") as tab:
-                    HistoryTab(settings, history, tab, tabs, image, sketch, splats)
+                    HistoryTab(settings, history, tab, tabs, image, sketch, splats, style)
             with gr.Tab("Models", id="models", elem_id="tab-models") as tab:
                 ModelsTab(worker, settings, tab)
         timer = gr.Timer(1.0)
@@ -138,7 +162,7 @@ def build_page(settings: Settings, worker: Worker) -> tuple[Any, ImageTab]:
         timer.tick(look, None, [head, timer], show_progress="hidden", api_visibility="private")
 
         def leave(person: str) -> None:
-            for each in (image, sketch, splats):
+            for each in (image, sketch, splats, style):
                 each.leave(person)
 
         page.unload(handler(leave))
@@ -205,7 +229,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--device", help="cpu, cuda, mps; default: a GPU if there is one")
     parser.add_argument("--root-path", default="", metavar="/PATH", help="where a proxy shows the page, if not at /")
+    parser.add_argument(
+        "--framed-by", default="", metavar="https://SITE", help="a site that may show the page in a frame"
+    )
     parser.add_argument("--mcp", action="store_true", help="tools for language models at /mcp (extra: mcp)")
+    parser.add_argument(
+        "--metrics", action="store_true", help="counts for Prometheus at /metrics; they ask for the login"
+    )
+    parser.add_argument(
+        "--drain", type=int, default=Settings.drain, metavar="SECONDS",
+        help="from SIGTERM to the end at most; a running job is asked to stop shortly before (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--log-format", choices=("text", "json"), default=os.environ.get("SDSEDIT_LOG", "text"),
+        help="json: one object a line (default: SDSEDIT_LOG, or text)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--verbose", action="store_true", help="log errors with their own words; they can hold what somebody wrote"
+    )
     kept = parser.add_mutually_exclusive_group()
     kept.add_argument(
         "--history", type=Path, metavar="DIR", default=default_history(),
@@ -213,8 +254,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     kept.add_argument("--no-history", action="store_true", help="keep no finished results")
     given = parser.parse_args(argv)
-    name, colon, password = os.environ.get("SDSEDIT_LOGIN", "").partition(":")
-    if name and not (colon and password):
+    secret = os.environ.pop("SDSEDIT_LOGIN", "")  # no process that is started from here has it
+    name, _, password = secret.partition(":")
+    if secret and not (name and password):
         print("app.py: SDSEDIT_LOGIN must be name:password.", file=sys.stderr)
         return USAGE
     login = (name, password) if name else None
@@ -227,15 +269,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.root_path and not re.fullmatch(r"(/[\w.~-]+)+", given.root_path):
         print("app.py: --root-path must be a path like /sdsedit, without a slash at its end.", file=sys.stderr)
         return USAGE
+    if given.log_format not in ("text", "json"):
+        print("app.py: SDSEDIT_LOG must be text or json.", file=sys.stderr)
+        return USAGE
+    if given.drain <= Settings.keeping:
+        print(f"app.py: --drain must be more than {Settings.keeping} seconds.", file=sys.stderr)
+        return USAGE
+    if given.framed_by and not re.fullmatch(r"https://[A-Za-z0-9.-]+(:\d+)?", given.framed_by):
+        print("app.py: --framed-by must be a site like https://huggingface.co, without a path.", file=sys.stderr)
+        return USAGE
     model, *more = given.model or ["builtin"]
     settings = Settings(
         host=given.host, port=given.port, model=model, more_models=tuple(more), device=given.device, login=login,
-        root_path=given.root_path, mcp=given.mcp, history=None if given.no_history else given.history,
+        root_path=given.root_path, framed_by=given.framed_by, mcp=given.mcp, metrics=given.metrics, drain=given.drain,
+        history=None if given.no_history else given.history,
     )  # fmt: skip
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    app = create_app(settings)
-    _server(app, settings).run()
-    return OK
+    with logs.logging_to(sys.stderr, given.log_format, given.verbose):
+        app = create_app(settings)
+        server = _server(app, settings)
+        logs.event("start", version=__version__, address=f"http://{settings.host}:{settings.port}")
+        server.run()
+        logs.event("end")
+    return OK if server.started else INTERNAL
 
 
 def _server(app: FastAPI, settings: Settings) -> Any:
@@ -253,24 +308,27 @@ def _server(app: FastAPI, settings: Settings) -> Any:
 
         def handle_exit(self, sig: int, frame: Any) -> None:
             if self.drained:  # the second signal
-                worker.close(0)
+                worker.close(0, 0)
                 self.force_exit = self.should_exit = True
                 return
             self.drained = True
             threading.Thread(target=self.drain, daemon=True).start()
 
         def drain(self) -> None:
+            logs.event("closing", running=worker.running, seconds=settings.drain, sooner="a second signal")
             # Open tabs keep a stream open; that it is cut at the end is no error.
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-            if worker.close(settings.drain):
-                end = time.monotonic() + 10
+            end = time.monotonic() + settings.drain - last - 0.5
+            if worker.close(settings.drain - settings.keeping, settings.keeping - last - 0.5):
                 while events.in_flight and time.monotonic() < end:
                     time.sleep(0.05)
                 time.sleep(0.5)  # the result is on its way
             self.should_exit = True
 
+    last = 2  # seconds for the connections that are open still
+    trusted = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1")
     config = uvicorn.Config(
-        app, host=settings.host, port=settings.port, log_level="warning", server_header=False, access_log=False,
-        timeout_graceful_shutdown=2,
+        behind_proxies(app, trusted), host=settings.host, port=settings.port, proxy_headers=False, log_config=None,
+        server_header=False, access_log=False, timeout_graceful_shutdown=last,
     )  # fmt: skip
     return Draining(config)

@@ -7,12 +7,12 @@ served, headers that keep the page to itself, and bounded queues.
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sdsedit.errors import printable
+from sdsedit.licences import default_history as default_history  # where the page keeps things
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,11 @@ class Settings:
     idle: float = 3600.0  # seconds after which what a silent person made is forgotten
     sessions: int = 200  # people remembered at a time; the one silent longest goes first
     root_path: str = ""  # where a proxy shows the page, if not at the root: "/sdsedit"
+    framed_by: str = ""  # a site that may show the page in a frame of its own: "https://huggingface.co"
     mcp: bool = False  # tools for language models at /mcp
-    drain: int = 30  # seconds that a running job has to finish after SIGTERM
+    metrics: bool = False  # counts for Prometheus at /metrics
+    drain: int = 30  # seconds from SIGTERM to the end; a job that runs has these but the last `keeping`
+    keeping: int = 10  # seconds for a job that was stopped to reach its next step, and for what there is to be kept
     history: Path | None = None  # folder of finished results, kept when the page ends; None: nothing is kept
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="sdsedit-page-")))  # uploads and results
 
@@ -67,20 +70,19 @@ HEADERS = {
 }
 
 
+def headers(settings: Settings) -> dict[str, str]:
+    """The headers of every answer: HEADERS, but for the site that may frame the page."""
+    if not settings.framed_by:
+        return HEADERS
+    policy = CONTENT_POLICY.replace("frame-ancestors 'none'", f"frame-ancestors {settings.framed_by}")
+    # X-Frame-Options cannot name a site.
+    kept = {name: value for name, value in HEADERS.items() if name != "x-frame-options"}
+    return kept | {"content-security-policy": policy}
+
+
 def shown_name(spec: str) -> str:
     """What a person reads for a model: no folders."""
     return "built-in model" if spec == "builtin" else printable(Path(spec).name if Path(spec).is_dir() else spec, 60)
-
-
-def default_history() -> Path:
-    """Where finished results stay: $XDG_DATA_HOME, or what stands for it on this system."""
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library/Application Support"
-    else:
-        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share")
-    return base / "sdsedit" / "history"
 
 
 def environment(settings: Settings) -> None:

@@ -397,7 +397,7 @@ class SketchTab:
 
             return sketch_work.run(prior, order, self.model(prior), tell, go_on)
 
-        return self.worker.submit(person, run)
+        return self.worker.submit(person, run, kind="sketch")
 
     async def _start(self, person: str, mode: str, settings: tuple[Any, ...]) -> AsyncGenerator[dict[Any, Any], None]:
         import gradio as gr

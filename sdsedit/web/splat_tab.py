@@ -176,9 +176,9 @@ class SplatTab:
         # What the API's functions take and give; a person sees the widgets above.
         self._api = [
             gr.File(label="scene", visible=False),
-            gr.Textbox(label="source", visible=False),
+            gr.Textbox("", label="source", visible=False),
             gr.Textbox(label="target", visible=False),
-            gr.Textbox(label="words", visible=False),
+            gr.Textbox("", label="words", visible=False),
             gr.Textbox("", label="kind", visible=False),
             gr.Number(1.0, label="strength", visible=False),
             gr.Number(0, label="steps", visible=False),
@@ -405,7 +405,7 @@ class SplatTab:
                 return splat_work.find(prior, order, tell, go_on)
             return splat_work.run(prior, order, self.model(prior), tell, go_on)
 
-        return self.worker.submit(person, run)
+        return self.worker.submit(person, run, kind="splats")
 
     async def _watch(self, person: str, job: Job, first: dict[Any, Any]) -> AsyncGenerator[dict[Any, Any], None]:
         """What is shown while a job runs."""

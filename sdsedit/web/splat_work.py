@@ -127,7 +127,7 @@ def read_scene(path: str | Path, max_bytes: int) -> SceneFile:
     if not path:
         raise InputRefused("There is no scene yet: drop a .ply or .spz file, or take an example.")
     path = Path(path)
-    scene = splats.read(path, max_bytes)
+    scene = splats.read_bounded(path, max_bytes)
     name = printable(path.name, 200)
     if len(scene) > MAX_GAUSSIANS:
         raise InputRefused(

@@ -13,7 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sdsedit.errors import InputRefused, one_sentence, printable
+from sdsedit.errors import InputRefused, one_sentence, out_of_memory, printable
 from sdsedit.prior.base import Prior
 
 
@@ -24,13 +24,18 @@ class Cancelled(Exception):
 class Job:
     """Something that somebody waits for: `done`, then `result()`; `report`, the newest news of it, meanwhile."""
 
-    def __init__(self, person: str, run: Callable[[Prior, Job], Any], quick: bool, model: str = "") -> None:
-        self.person, self.run, self.quick, self.model = person, run, quick, model
+    def __init__(
+        self, person: str, run: Callable[[Prior, Job], Any], quick: bool, model: str = "", kind: str = "look"
+    ) -> None:
+        self.person, self.run, self.quick, self.model, self.kind = person, run, quick, model, kind
+        self.asked = time.monotonic()
+        self.waited = self.worked = 0.0  # seconds in line, seconds of work
         self.cancelled = False
         self.started = False
         self.done = threading.Event()
         self.report: Any = None  # replaced whole, never changed
         self.between_steps: Callable[[], None] = lambda: None  # lets quick jobs in; the job calls it
+        self.over: Callable[[Job], None] = lambda job: None  # told once it is, before whoever waits for it
         self._value: Any = None
         self._error: BaseException | None = None
 
@@ -47,7 +52,17 @@ class Job:
 
     def finish(self, value: Any = None, error: BaseException | None = None) -> None:
         self._value, self._error = value, error
+        self.over(self)
         self.done.set()
+
+    @property
+    def outcome(self) -> str:
+        """ "done", "stopped" (by who asked for it, or by the page's end), "refused" or "failed", once it is over."""
+        if isinstance(self._error, InputRefused):
+            return "refused"
+        if self.cancelled:
+            return "stopped"
+        return "done" if self._error is None else "failed"
 
 
 class Worker:
@@ -59,12 +74,15 @@ class Worker:
         waiting: int = 64,
         waiting_each: int = 8,
         more: Mapping[str, Callable[[], Prior]] | None = None,
+        over: Callable[[Job], None] = lambda job: None,
     ) -> None:
-        """load: the usual model, which stays in memory. more: others by their name; the last one used stays too."""
+        """load: the usual model, which stays in memory. more: others by their name; the last one used stays too.
+        over: told of every job that is over, however it ended."""
         self._load = load
         self._more = dict(more or {})
         self._other: tuple[str, Prior] | None = None
         self._limits = waiting, waiting_each
+        self._over = over
         self._changed = threading.Condition()  # re-entrant
         self._lines: OrderedDict[str, deque[Job]] = OrderedDict()  # person -> jobs; the first person is next
         self._quick: deque[Job] = deque()
@@ -84,14 +102,36 @@ class Worker:
             return "closing"
         return self._failed or ("loading" if self._prior is None else "ready")
 
-    def submit(self, person: str, run: Callable[[Prior, Job], Any], quick: bool = False, model: str = "") -> Job:
-        """Put a job in line; `model` is one of `more`, "" the usual one.
+    @property
+    def loaded(self) -> bool:
+        return self._prior is not None
+
+    @property
+    def waiting(self) -> int:
+        """Jobs in line."""
+        with self._changed:
+            return sum(map(len, self._lines.values())) + len(self._quick)
+
+    @property
+    def running(self) -> bool:
+        return self._running is not None
+
+    def submit(
+        self,
+        person: str,
+        run: Callable[[Prior, Job], Any],
+        quick: bool = False,
+        model: str = "",
+        kind: str = "look",
+    ) -> Job:
+        """Put a job in line; `model` is one of `more`, "" the usual one; `kind` is what it is counted as.
 
         InputRefused with status 429 or 503: this person's or everybody's line is full, or the page is closing.
         """
         if model and model not in self._more:
             raise InputRefused(f"There is no model named {printable(model, 60)} here.")
-        job = Job(person, run, quick, model)
+        job = Job(person, run, quick, model, kind)
+        job.over = self._over
         with self._changed:
             if self._failed:
                 raise InputRefused(self._failed, status=503)
@@ -116,7 +156,7 @@ class Worker:
                 return InputRefused(
                     f"You have {mine} jobs in line already; wait until one is done, or stop one.", status=429
                 )
-            if sum(map(len, self._lines.values())) + len(self._quick) >= self._limits[0]:
+            if self.waiting >= self._limits[0]:
                 return InputRefused("The line is full; try again in a minute.", status=503)
         return None
 
@@ -139,8 +179,11 @@ class Worker:
         for job in jobs:
             job.cancel()
 
-    def close(self, timeout: float = 30.0) -> bool:
-        """Take no more jobs, drop those that wait, let the running one finish; whether it did in time."""
+    def close(self, timeout: float = 30.0, stopping: float = 2.0) -> bool:
+        """Take no more jobs, drop those that wait, let the running one finish; whether it is over.
+
+        One that is not done after `timeout` is asked to stop, and has `stopping` seconds to do so with what there is.
+        """
         with self._changed:
             self._closing = True
             waiting = [job for line in self._lines.values() for job in line] + list(self._quick)
@@ -152,7 +195,7 @@ class Worker:
             job.finish(error=InputRefused("The page is closing; try again in a minute.", status=503))
         if running is not None and not running.done.wait(timeout):
             running.cancel()  # it stops at its next step and keeps what there is
-            running.done.wait(2)
+            running.done.wait(stopping)
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(1)
         return running is None or running.done.is_set()
@@ -199,15 +242,21 @@ class Worker:
             return None
 
     def _run(self, job: Job) -> None:
+        began = time.monotonic()
+        job.waited = began - job.asked
         if job.cancelled:
             job.finish(error=Cancelled())
             return
         job.started = True
         try:
-            job.finish(job.run(self._prior_of(job), job))
+            value = job.run(self._prior_of(job), job)
         except BaseException as error:  # the worker outlives every job
+            job.worked = time.monotonic() - began
             job.finish(error=error)
             _free_memory(error)
+        else:
+            job.worked = time.monotonic() - began
+            job.finish(value)
 
     def _prior_of(self, job: Job) -> Prior:
         """The job's model, loaded if another one was used last. InputRefused: it cannot be."""
@@ -238,7 +287,7 @@ def _padded(lines: list[list[Job]]) -> list[list[Job | None]]:
 
 def _free_memory(error: BaseException) -> None:
     """Give an accelerator's memory back after it ran out, so that the next job has it."""
-    if "OutOfMemoryError" in {cls.__name__ for cls in type(error).__mro__}:
+    if out_of_memory(error):
         import torch
 
         error.__traceback__ = None  # it holds the tensors

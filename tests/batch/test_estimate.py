@@ -51,3 +51,10 @@ def test_passes(jobs: list[Planned]):
 )
 def test_spell(seconds: float, said: str):
     assert spell(seconds) == said
+
+
+def test_every_method_has_a_cost_and_flowedit_its_own_steps():
+    from sdsedit.batch.estimate import _FLOW_STEPS, _STEP
+    from sdsedit.guidance import METHODS, FlowEdit
+
+    assert set(_STEP) == set(METHODS) and FlowEdit().steps == _FLOW_STEPS

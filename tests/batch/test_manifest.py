@@ -57,14 +57,43 @@ def test_every_kind_with_its_defaults(here: Path):
             here, EDIT, {"kind": "sketch", "prompt": "a fox"},
             {"kind": "svg", "input": "icon.svg", "target": "a cat"},
             {"kind": "splats", "input": "scene.ply", "target": "a red cup", "background": [0, 0, 0]},
+            {"kind": "style", "input": "cat.png", "references": "dog.png"},
+            {"kind": "style", "prompt": "a fox", "references": ["dog.png", "photos/a.png"]},
         )
     )  # fmt: skip
-    image, sketch, svg, splats = manifest.jobs
+    image, sketch, svg, splats, style, drawn = manifest.jobs
     assert (image.id, image.line, image.output) == ("row-2", 2, "row-2.png")
     assert image.settings["method"] == "lusd" and image.settings["feather"] == 3.0 and image.settings["steps"] is None
     assert sketch.output == "row-3.svg" and sketch.settings["steps"] == 120 and sketch.input is None
     assert svg.settings["share"] == 0.5 and splats.settings["background"] == (0.0, 0.0, 0.0)
+    assert style.files == {"input": "cat.png", "reference 1": "dog.png"} and style.settings["content_weight"] is None
+    assert drawn.files == {"reference 1": "dog.png", "reference 2": "photos/a.png"}
+    assert outputs_of(drawn) == ("row-7.png", "row-7.json")
     assert all(Job.load(job.dump()) == job for job in manifest.jobs)
+    again = read_manifest(jsonl(here, *[job.row() for job in manifest.jobs])).jobs
+    assert [(job.files, job.settings) for job in again] == [(job.files, job.settings) for job in manifest.jobs]
+
+
+def test_what_a_style_job_needs(here: Path):
+    style = {"kind": "style", "references": ["dog.png"]}
+    said = faults(
+        jsonl(
+            here, {"kind": "style", "input": "cat.png"}, style, {**style, "input": "cat.png", "prompt": "a fox"},
+            {**style, "texture": "4x9"}, {**style, "texture": "64x32", "references": ["../dog.png"]},
+            {**style, "prompt": "a fox", "references": ["scene.ply"]}, {**style, "prompt": " "},
+            {**style, "prompt": "a", "references": ["dog.png"] * 9},
+        )
+    )  # fmt: skip
+    assert [each.partition(": ")[2] for each in said] == [
+        "references is missing: a job of the kind style needs it.",
+        "a style job has one of input (a picture), prompt and texture.",
+        "a style job has one of input (a picture), prompt and texture.",
+        "texture is 4x9; it must be a width and a height from 8 to 8192 pixels, such as 512x512.",
+        "reference dog.png leads out of the folder with ..: put the file below it.",
+        "reference scene.ply must end in .png, .apng, .jpg, .jpeg, .jpe, .jfif, .webp, .bmp, .dib, .tif, .tiff, .gif.",
+        "The prompt is empty; say what to draw.",
+        "references must be 1 to 8 names of files.",
+    ]
 
 
 def test_a_row_wins_over_the_defaults_and_a_default_goes_to_the_kinds_that_have_it(here: Path):
@@ -98,7 +127,7 @@ def test_csv_and_yaml_say_the_same_as_jsonl(here: Path):
 def test_a_csv_cell_may_hold_commas_and_lines(here: Path):
     (here / "jobs.csv").write_text('input,target,words\ncat.png,"a cat, a crown","cat,crown"\n\ndog.png,"a\ndog",\n')
     assert faults(here / "jobs.csv") == [
-        "line 4: The target has the control character U+000A; write plain text on one line."
+        "line 4: The target prompt has the control character U+000A; write plain text on one line."
     ]
 
 
@@ -162,7 +191,7 @@ def test_every_fault_of_every_row_in_one_report(here: Path):
     said = faults(jsonl(here, *rows))
     assert [each.split(":")[0] for each in said] == ["line 57"] + ["line 58"] * 4 + ["line 59", "line 60"]
     text = "\n".join(said)
-    assert "line 57: this is no JSON" in text and "line 60: style jobs are not there yet" in text
+    assert "line 57: this is no JSON" in text and "line 60: references is missing" in text
     for name in (
         "steps is 0; it must be a whole number from 1 to 10000.",
         "seed is -1",
@@ -357,6 +386,7 @@ def test_fields_are_the_engine_s():
     from sdsedit.sketch.change import SvgConfig
     from sdsedit.sketch.draw import MAX_STROKES, MIN_STROKES, STYLES, SketchConfig
     from sdsedit.splats.change import KINDS, SplatConfig
+    from sdsedit.style import MAX_CONTENT_WEIGHT, MAX_LAYERS, MAX_REFERENCES, MAX_TEXTURE, StyleConfig
 
     assert (
         tuple(METHODS) == fields.METHODS and set(fields.STYLES) == set(STYLES) and set(fields.EDIT_KINDS) == set(KINDS)
@@ -365,6 +395,10 @@ def test_fields_are_the_engine_s():
     assert image["steps"].high == request.MAX_STEPS and image["size"].high == request.MAX_SIZE
     assert image["feather"].high == request.MAX_FEATHER
     assert (image["strength"].low, image["strength"].high) == (MIN_STRENGTH, MAX_STRENGTH)
+    style = fields.FIELDS["style"]
+    assert (style["references"].high, fields.MAX_TEXTURE) == (MAX_REFERENCES, MAX_TEXTURE)
+    assert (style["content_weight"].high, style["layers"].high) == (MAX_CONTENT_WEIGHT, MAX_LAYERS)
+    assert set(style) - {*fields.FILES, "prompt", "texture", "model"} <= {each.name for each in of(StyleConfig)}
     strokes = fields.FIELDS["sketch"]["strokes"]
     assert (strokes.low, strokes.high) == (MIN_STROKES, MAX_STROKES)
     for kind, config in (

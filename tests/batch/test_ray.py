@@ -1,28 +1,31 @@
-"""Ray, the real one: an actor's jobs come out as a local worker's, and a killed one costs nothing."""
+"""Ray, the real one: an actor's jobs come out as a local worker's, and killed ones cost nothing."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from benchmarks.chaos import command_line, descendants, end, two_nodes
+from sdsedit import errors
 from sdsedit.batch import inputs, local
 from sdsedit.batch import ray as engine
 from sdsedit.batch.manifest import read_manifest
 from sdsedit.batch.store import Store
 from sdsedit.errors import InputRefused
-from tests.batch.test_local import hashes, whole
+from tests.batch.test_local import hashes, here_and_now, one_thread, whole  # noqa: F401  # a fixture
 
+ROOT = Path(__file__).resolve().parents[2]
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'sdsedit[ray]'")
-
-
-@pytest.fixture(autouse=True)
-def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's workers give way to everything else on the machine
 
 
 def begin(path: Path, folder: Path, model: Path) -> tuple[Store, local.Options]:
@@ -33,39 +36,86 @@ def begin(path: Path, folder: Path, model: Path) -> tuple[Store, local.Options]:
 
 
 @needs_ray
-def test_jobs_on_ray_with_a_killed_worker(write: Callable[..., Path], tmp_path: Path, builtin_folder: Path):
-    rows = [{"id": f"{name}", "input": f"{name}.png", "mask": "m.png"} for name in "abcd"]
-    path = write(
-        *rows, {"id": "wrong", "input": "a.png", "words": ["cat"], "source": "a dog", "target": "category"}, steps=20
-    )
+def test_a_killed_actor_and_a_killed_node_cost_nothing_but_time(
+    write: Callable[..., Path], tmp_path: Path, builtin_folder: Path, monkeypatch: pytest.MonkeyPatch,
+    one_thread: None,  # noqa: F811
+):  # fmt: skip
+    """Two node processes with an actor each; what is left of the cluster does the work of both."""
+    rows = [{"id": f"{name}{seed}", "input": f"{name}.png", "seed": seed} for name in "abcd" for seed in range(2)]
+    wrong = {"id": "wrong", "input": "a.png", "words": ["cat"], "source": "a dog", "target": "category"}
+    path = write(*rows, wrong, steps=30)
     store, options = begin(path, tmp_path / "ray", builtin_folder)
-    killed = []
+    monkeypatch.setattr(engine, "SILENT", 10.0)
+    killed: list[str] = []
+    with two_nodes() as (cluster, address):
 
-    def kill(store: Store) -> None:
-        if not killed and store.counts()["done"] == 1:
-            for process in Path("/proc").glob("[0-9]*"):
-                try:
-                    title = (process / "cmdline").read_bytes()
-                except OSError:
-                    continue
-                if title.startswith(b"ray::Hands"):
-                    os.kill(int(process.name), signal.SIGKILL)
-                    killed.append(process.name)
+        def kill(store: Store) -> None:
+            done = store.counts()["done"]
+            if not killed and done and any(each.steps_done for each in store.entries("running")):
+                actors = [pid for pid in descendants(os.getpid()) if command_line(pid).startswith(b"ray::Hands")]
+                os.kill(actors[0], signal.SIGKILL)
+                killed.append("actor")
+            elif killed == ["actor"] and done >= 3:
+                node = cluster.list_all_nodes()[-1]
+                end(node.all_processes["raylet"][0].process.pid)
+                cluster.remove_node(node, allow_graceful=False)
+                killed.append("node")
 
-    engine.run(store, options, 1, None, lambda: 0, kill)
-    assert killed and store.counts() == {"waiting": 0, "running": 0, "done": 4, "failed": 1, "aside": 0}
+        engine.run(store, options, 2, address, lambda: 0, kill)
+    assert killed == ["actor", "node"]
+    assert store.counts() == {"waiting": 0, "running": 0, "done": 8, "failed": 1, "aside": 0}
     whole(store, tmp_path / "ray")
+    assert not list((tmp_path / "ray" / "_batch").glob("seen-*"))
     calm, options = begin(path, tmp_path / "local", builtin_folder)
-    local.run(calm, options, 1)
+    here_and_now(calm, options)
     assert hashes(tmp_path / "ray") == hashes(tmp_path / "local")
 
 
 @needs_ray
-def test_a_stop_reaches_into_a_running_job(write: Callable[..., Path], tmp_path: Path, builtin_folder: Path):
-    path = write(*({"id": name, "input": f"{name}.png"} for name in "ab"), steps=2000)
-    store, options = begin(path, tmp_path / "out", builtin_folder)
-    engine.run(store, options, 1, None, lambda: signal.SIGINT if store.counts()["running"] else 0, lambda store: None)
-    assert store.counts()["waiting"] == 2 and all(entry.attempts == 0 for entry in store.entries())
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send")
+def test_sigterm_to_the_real_process_reaches_into_a_running_job(
+    write: Callable[..., Path], tmp_path: Path, builtin_folder: Path
+):
+    """Ray puts a handler of its own over ours when it starts a cluster: it must not be it that hears the signal."""
+    path = write(*({"id": name, "input": f"{name}.png"} for name in "ab"), steps=5000)
+    command = [sys.executable, "-m", "sdsedit.cli", "batch", str(path), "--output", str(tmp_path / "out"), "--json"]
+    command += ["--model", str(builtin_folder), "--device", "cpu", "--engine", "ray", "--workers", "1"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "RAY_worker_niceness": "0"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    while '"began"' not in process.stdout.readline():
+        assert process.poll() is None
+    with Store(local.store_path(tmp_path / "out"), reads=True) as store:
+        while not any(each.steps_done for each in store.entries("running")):
+            time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    said, wrong = process.communicate(timeout=120)
+    assert process.returncode == errors.TERMINATED and "--resume goes on" in wrong
+    last = json.loads(said.splitlines()[-1])
+    assert last["event"] == "end" and last["waiting"] == 2
+    with Store(local.store_path(tmp_path / "out"), reads=True) as store:
+        assert all(entry.attempts == 0 for entry in store.entries())
+        assert any("stopped after step" in note.said for _, note in store.journal())
+    kept = tmp_path / "out" / "_batch" / "checkpoints" / "a"
+    assert list(kept.glob("*.safetensors"))  # this machine sees the output folder
+
+
+@needs_ray
+def test_the_clusters_file_in_the_how_to_is_one_that_ray_up_reads():
+    import jsonschema
+    import ray
+    import yaml
+
+    text = (ROOT / "docs" / "how-to-run-on-a-cluster.md").read_text("utf-8")
+    (config,) = [
+        yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.S) if "cluster_name" in block
+    ]
+    jsonschema.validate(config, json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text()))
+    assert config["head_node_type"] in config["available_node_types"]
+    for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
+        assert commands[-1].startswith("RAY_AUTH_MODE=token ray start ")
 
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")

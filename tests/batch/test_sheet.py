@@ -9,13 +9,16 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from PIL import Image
 
 from sdsedit.batch import sheet
 from sdsedit.batch.inputs import Planned
 from sdsedit.batch.store import Store
 
 
-def test_pages_of_a_long_batch(tmp_path: Path, planned: Callable[..., list[Planned]], monkeypatch: pytest.MonkeyPatch):
+def test_pages_of_a_long_batch(
+    tmp_path: Path, here: Path, planned: Callable[..., list[Planned]], monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(sheet, "PER_PAGE", 3)
     (tmp_path / "sheet-9.html").write_text("of an older, longer batch")
     with Store(tmp_path / "_batch" / "store.sqlite") as store:
@@ -28,11 +31,15 @@ def test_pages_of_a_long_batch(tmp_path: Path, planned: Callable[..., list[Plann
         thumbs = tmp_path / "_batch" / "thumbs"
         thumbs.mkdir()
         (thumbs / "job-0.after.jpg").write_bytes(b"x")
+        store.remember("root", str(here))
         first = sheet.write_sheet(store, tmp_path, "Batch")
     assert sorted(path.name for path in tmp_path.glob("*.html")) == ["sheet-2.html", "sheet-3.html", "sheet.html"]
     text = first.read_text("utf-8")
     assert text.index("job-2") < text.index("job-0") and "It &lt;i&gt;cannot&lt;/i&gt; be." in text
     assert "7 jobs: 4 waiting, 2 done, 1 failed." in text and "25.0 % of the pixels" in text and "2.5 s" in text
+    assert "<b>Made</b>" in text and "<b>Asked</b>" in text and 'href="#what-went-wrong"' in text
+    with Image.open(thumbs / "job-2.before.jpg") as before:  # what was to be edited is shown, though nothing came of it
+        assert before.size == (48, 32)
     links = re.findall(r'(?:href|src)="([^"]+)"', text)
     assert links and all(not link.startswith(("/", "http")) for link in links)
     assert (tmp_path / unquote(next(link for link in links if link.endswith(".jpg")))).is_file()

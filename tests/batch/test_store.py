@@ -232,3 +232,77 @@ def test_a_store_of_another_version(path: Path):
         store._db.execute("UPDATE meta SET value = '99'")
     with pytest.raises(InputRefused, match="another version"):
         Store(path)
+
+
+def crash(store: Store, worker: str) -> list[str]:
+    """A run that takes the whole machine with it while it does the first job; what the store says at its start."""
+    aside = store.begin_run("run", lambda name: True)
+    if not aside:
+        now(store)
+        store.claim(worker)
+    return aside
+
+
+def test_a_job_that_takes_the_machine_down_each_time_starts_the_queue_paused_and_named(path: Path, planned: Plan):
+    with Store(path) as store:
+        store.plan(planned(2))
+        for k in range(CRASHES):
+            assert crash(store, f"w{k}") == []
+        assert crash(store, "w") == ["job-0"]
+        assert states(store) == {"job-0": "aside", "job-1": "waiting"}
+        assert [note.id for _, note in store.journal() if note.what == "paused"] == ["job-0"]
+        assert crash(store, "w") == []  # it has been said: the rest goes on
+        assert states(store)["job-1"] == "running"
+
+
+def test_runs_that_end_are_no_reason_to_pause(path: Path, planned: Plan):
+    """The job's workers die, the runs themselves end as they should: it is set aside, and the others go on."""
+    with Store(path) as store:
+        store.plan(planned(2))
+        for k in range(CRASHES):
+            assert crash(store, f"w{k}") == []
+            if k == 0:
+                store.end_run()
+        assert crash(store, "w") == [] and states(store) == {"job-0": "aside", "job-1": "running"}
+
+
+def test_files_are_put_in_place_by_the_owner_alone_and_with_the_mark(path: Path, planned: Plan):
+    put: list[str] = []
+
+    def fails() -> None:
+        raise OSError("no room")
+
+    with Store(path) as store, Store(path, reads=True) as other:
+        store.plan(planned(1))
+        (claimed,) = store.claim("slow", lease=0.0)
+        store.expire(alive=["slow"])
+        assert states(store) == {"job-0": "running"}  # its lease has ended, but it is known to live
+        store.expire()
+        now(store)
+        store.claim("quick")
+        assert not store.done(claimed.n, "slow", {}, {}, 1, lambda: put.append("slow")) and not put
+        with pytest.raises(OSError, match="no room"):
+            store.done(claimed.n, "quick", {}, {}, 1, fails)
+        assert states(other) == {"job-0": "running"}
+        assert store.done(claimed.n, "quick", {}, {}, 1, lambda: put.append(states(other)["job-0"]))
+        assert put == ["running"] and states(other) == {"job-0": "done"}
+
+
+def test_who_only_reads_writes_nothing_and_sees_everything(path: Path, planned: Plan):
+    with Store(path) as store:
+        store.plan(planned(2))
+        store.remember("root", "/somewhere")
+        with Store(path, reads=True) as other:
+            assert other.counts()["waiting"] == 2 and other.remembered("root") == "/somewhere"
+            assert other.remembered("nothing") is None
+            with pytest.raises(sqlite3.OperationalError, match="readonly"):
+                other.note("job-0", "x", "y")
+
+
+def test_whether_a_worker_has_taken_a_job(path: Path, planned: Plan):
+    with Store(path) as store:
+        store.plan(planned(1))
+        before = store.journal_end()
+        assert not store.took("w", before)
+        store.claim("w")
+        assert store.took("w", before) and not store.took("other-w", before) and not store.took("w", before + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -27,8 +28,8 @@ def loops(*configs: EditConfig, size: tuple[int, int] = (48, 64)) -> list[Callab
     return [of(k, config) for k, config in enumerate(configs)]
 
 
-def check(prior: UNetPrior, every: list[Callable[[Prior], EditResult]]) -> Table:
-    table = Table(prior)
+def check(prior: UNetPrior, every: list[Callable[[Prior], EditResult]], tables: int | None = None) -> Table:
+    table = Table(prior, tables)
     for loop, found in zip(every, table.run(every), strict=True):
         wanted = loop(prior)
         assert isinstance(found, EditResult), found
@@ -39,8 +40,20 @@ def check(prior: UNetPrior, every: list[Callable[[Prior], EditResult]]) -> Table
 
 
 def test_the_same_results_with_fewer_passes(builtin_prior: UNetPrior):
-    table = check(builtin_prior, loops(*(EditConfig(steps=5, seed=seed) for seed in range(4))))
+    table = check(builtin_prior, loops(*(EditConfig(steps=5, seed=seed) for seed in range(4))), tables=1)
     assert table.rows >= 4 * 5 * 2 and table.passes < table.rows / 4  # a redraw of one is a pass for it alone
+
+
+def test_several_tables_on_a_cpu_give_the_same_results(builtin_prior: UNetPrior):
+    threads = torch.get_num_threads()
+    table = check(builtin_prior, loops(*(EditConfig(steps=4, seed=seed, refine=0.0) for seed in range(3))), tables=2)
+    assert table.rows >= 3 * 4 * 2 and table.passes < table.rows / 2
+    assert torch.get_num_threads() == threads
+    new = []
+    thread = threading.Thread(target=lambda: new.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert new == [threads]
 
 
 def test_other_methods_steps_and_sizes_may_sit_at_one_table(sdxl_prior: UNetPrior, builtin_prior: UNetPrior):
@@ -74,7 +87,7 @@ def test_a_pass_that_does_not_fit_in_memory_is_made_in_parts(builtin_prior: UNet
             return builtin_prior.predict(z_t, *rest)
 
     every = loops(*(EditConfig(steps=2, seed=seed) for seed in range(3)))
-    found = Table(Small()).run(every)  # pyright: ignore[reportArgumentType]
+    found = Table(Small(), tables=1).run(every)  # pyright: ignore[reportArgumentType]
     for loop, result in zip(every, found, strict=True):
         assert isinstance(result, EditResult) and (result.image - loop(builtin_prior).image).abs().max() <= TOLERANCE
 
@@ -91,10 +104,16 @@ def test_no_pass_has_more_rows_than_allowed(builtin_prior: UNetPrior):
             return builtin_prior.predict(z_t, *rest)
 
     count = MAX_ROWS // 4 + 2
-    Table(Watched()).run(loops(*[EditConfig("dds", steps=1)] * count, size=(16, 16)))  # pyright: ignore[reportArgumentType]
+    Table(Watched(), tables=1).run(loops(*[EditConfig("dds", steps=1)] * count, size=(16, 16)))  # pyright: ignore[reportArgumentType]
     assert MAX_ROWS // 2 < Watched.most <= MAX_ROWS
 
 
-def test_autograd_does_not_go_through_a_table(builtin_prior: UNetPrior):
+def test_methods_that_go_back_through_the_network_share_what_they_can(builtin_prior: UNetPrior):
+    configs = [EditConfig(method=name, steps=2, size=32, refine=0.0) for name in ("ids", "cds", "vsd", "dds")]
+    check(builtin_prior, loops(*configs))
+    assert not any(module._forward_hooks for module in builtin_prior.unet.modules())
+
+
+def test_autograd_does_not_go_through_the_autoencoder(builtin_prior: UNetPrior):
     (found,) = Table(builtin_prior).run([lambda prior: prior.encode(torch.rand(1, 3, 32, 32))])
     assert isinstance(found, ValueError) and "autograd" in str(found)

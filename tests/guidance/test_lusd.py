@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdsedit.guidance import LUSD
+from sdsedit.guidance import LUSD, FastLUSD
 from sdsedit.guidance.base import State, Step
 from sdsedit.schedule import Draw
 from tests.guidance.gaussian import FLOW, VP, GaussianPrior, descend, draws, prompts
@@ -224,3 +224,71 @@ def test_the_place_of_replaced_words_may_change_too():
     update = LUSD()(prior, Step(9, 10, z, z, encoded, draws(prior, z, LUSD())))
     assert prior.recorded == [((2,), slice(0, 1)), ((3,), slice(1, 2))]
     assert torch.equal(update.state.mask[0, 0], torch.maximum(fox, dog))
+
+
+# Fast
+
+
+def asked(method: FastLUSD, steps: int) -> list[torch.Tensor]:
+    """The times of each step's draws."""
+    seen = []
+
+    class Listening(GaussianPrior):
+        def predict(self, z_t, t, text, probe=None):
+            seen.append(t[: len(t) // 2])
+            return super().predict(z_t, t, text, probe)
+
+    prior = Listening({"target": field(1)})
+    run(prior, method, field(3)[None], steps, prompts(prior))
+    assert prior.batches == [2 * method.draws] * steps
+    return seen
+
+
+def test_fast_takes_one_draw_of_each_part_of_the_range():
+    stratified = asked(FastLUSD(draws=3, t_min=0.2, t_max=0.8), 20)
+    for j in range(3):
+        low = 0.2 + 0.2 * j
+        assert all(low - 1e-6 <= t[j] <= low + 0.2 + 1e-6 for t in stratified)
+        assert len({float(t[j]) for t in stratified}) == 20
+    falling = torch.cat(asked(FastLUSD(draws=2, times="descending"), 10))
+    assert (falling.diff() < 0).all() and falling[0] > 0.9 and falling[-1] < 0.1
+    edges = torch.linspace(0.95, 0.05, 21)
+    assert ((falling <= edges[:-1] + 1e-6) & (falling >= edges[1:] - 1e-6)).all()
+
+
+def test_fast_moves_along_the_mean_of_its_draws():
+    method = FastLUSD(draws=2, times="uniform", plateau=0.0)
+    prior = GaussianPrior({"target": field(1), "source": field(2)})
+    z_src = field(3)[None]
+    ready = [Draw(torch.tensor([t]), field(k)[None]) for k, t in ((7, 0.3), (8, 0.8))]
+    waiting = iter(ready)
+    step = Step(0, 11, z_src, z_src, prompts(prior), lambda: next(waiting))
+    found = method(prior, step).step
+    e = []
+    for draw in ready:
+        z_t = prior.schedule.add_noise(z_src, draw.eps, draw.t)
+        target, source = (prior.predict(z_t, draw.t, text).eps for text in (step.prompts.target, step.prompts.source))
+        e.append((target - source).double())
+    mean = sum(e) / 2
+    delta = 0.15 - 0.14 / (1 + np.exp(5))
+    assert torch.allclose(
+        found.double(), method.step_size * delta * mean / mean.std(correction=0), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_fast_is_done_when_nothing_moves_any_more():
+    prior = GaussianPrior({"target": field(1)})
+    z_src = field(3)[None]
+    _, still = run(prior, FastLUSD(plateau=0.5, step_size=1e-3), z_src, 20, prompts(prior))
+    assert not any(update.last for update in still[:10]), "not in the first half"
+    assert still[-1].last
+    _, endless = run(prior, FastLUSD(plateau=0.0, step_size=1e-3), z_src, 20, prompts(prior))
+    assert not any(update.last for update in endless)
+    assert not any(update.last for update in run(prior, LUSD(), z_src, 20, prompts(prior))[1])
+
+
+def test_fast_has_nothing_to_say_where_the_prompts_are_the_same():
+    prior = GaussianPrior({"target": field(1)}, places=places(1))
+    z_src = field(3)[None]
+    z, updates = run(prior, FastLUSD(), z_src, 3, prompts(prior, "target", "target", tokens=(1,)))
+    assert torch.equal(z, z_src) and len(prior.batches) == len(updates) == 3

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import struct
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -196,6 +200,27 @@ def test_any_bytes_are_refused(tmp_path: Path, data: bytes):
     (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(InputRefused):
         read_picture(tmp_path / "a.png")
+
+
+def test_what_pillow_warns_of_is_not_printed(tmp_path: Path):
+    """Its warnings of damaged tags and of many pixels name a folder of this machine."""
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x010E] = "a picture"
+    Image.fromarray(colours()).save(buffer, "JPEG", exif=exif)
+    at = buffer.getvalue().index(b"Exif\0\0") + 14  # where it says how many tags it has
+    (tmp_path / "a.jpg").write_bytes(buffer.getvalue()[:at] + b"\xff\xff" + buffer.getvalue()[at + 2 :])
+    header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + struct.pack(">IIBBBBB", 9000, 9000, 8, 2, 0, 0, 0)
+    (tmp_path / "b.png").write_bytes(
+        header + struct.pack(">I", zlib.crc32(header[12:])) + bytes(4) + b"IDAT5\xaf\x06\x1e"
+    )
+    code = "import sys; from sdsedit.io.images import read_picture\n"
+    code += "for name in sys.argv[1:]:\n  try: read_picture(name)\n  except ValueError as error: print(error)"
+    names = [str(tmp_path / name) for name in ("a.jpg", "b.png")]
+    done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=True)
+    assert done.stderr == "" and done.stdout.splitlines() == [
+        "b.png is 9000x9000, more pixels than the limit of 64 megapixels: make it smaller.",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from sdsedit.camera import orbit
 from sdsedit.errors import InputRefused
@@ -188,6 +190,38 @@ def test_a_deep_sidecar_is_refused(tmp_path: Path):
     (tmp_path / "a.json").write_text("[" * 200_000)
     with pytest.raises(InputRefused, match=r"^The recipe of a\.json is damaged\.$"):
         read_recipe(tmp_path / "a.json")
+
+
+def test_a_recipe_is_not_read_from_what_is_too_large(tmp_path: Path):
+    with open(tmp_path / "a.json", "wb") as file:
+        file.truncate(16 * 2**20 + 1)  # no block of it is on the disk
+    with pytest.raises(InputRefused, match=r"^The recipe of a\.json is larger than the limit of 16 MiB\.$") as refused:
+        read_recipe(tmp_path / "a.json")
+    assert refused.value.status == 413
+    with open(tmp_path / "b.png", "wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        file.truncate(256 * 2**20 + 1)
+    with pytest.raises(InputRefused, match=r"^b\.png carries no recipe"):
+        read_recipe(tmp_path / "b.png")
+    Image.new("1", (8_100, 8_100)).save(tmp_path / "c.png", pnginfo=_recipe_inside('{"schema": 1}'))
+    with pytest.raises(InputRefused, match=r"^c\.png carries no recipe"):  # 66 megapixels are not decoded for it
+        read_recipe(tmp_path / "c.png")
+    Image.new("1", (8, 8)).save(tmp_path / "c.png", pnginfo=_recipe_inside('{"schema": 1}'))
+    assert read_recipe(tmp_path / "c.png") == {"schema": 1}
+
+
+def _recipe_inside(text: str) -> PngInfo:
+    info = PngInfo()
+    info.add_itxt("sdsedit", text)
+    return info
+
+
+def test_names_that_are_too_long_are_refused_before_a_run(tmp_path: Path):
+    long = tmp_path / ("x" * 300 + ".png")
+    with pytest.raises(InputRefused, match=r"^x{100}\.\.\. cannot be written \(File name too long\)"):
+        check_outputs({"image": long}, [], False, 1)
+    with pytest.raises(InputRefused, match=r"^x{100}\.\.\. cannot be opened: File name too long\.$"):
+        read_recipe(long)
 
 
 def test_versions_name_what_matters():

@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sdsedit.errors import InputRefused
-from sdsedit.io.splats import Splats, encode, read, write
+from sdsedit.io import splats as module
+from sdsedit.io.splats import Splats, encode, read, read_bounded, write
 from sdsedit.render.splats import colours
 
 QUICK = settings(
@@ -722,3 +723,81 @@ def test_any_scene_comes_back(tmp_path: Path, count: int, degree: int, seed: int
     assert len(found) == count and found.sh.shape == splats.sh.shape
     if kind == "ply":
         same(found, splats)
+
+
+# --- in a process of its own
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bounded_reading_is_the_same(tmp_path: Path, kind: str) -> None:
+    splats = scene(700, 1)
+    splats.extra["part"] = np.arange(700).astype(np.uint8)  # after it, an array begins where it may not
+    splats.extra["far"] = np.linspace(0, 1, 700)
+    splats.comments = ("a \udcff comment", "é")
+    write(tmp_path / f"a.{kind}", splats)
+    found, expected = read_bounded(tmp_path / f"a.{kind}"), read(tmp_path / f"a.{kind}")
+    same(found, expected)
+    assert found.order == expected.order
+    found.means[0] = 7.0  # the arrays are this process's own
+    assert (found.means[0] == 7).all() and (read_bounded(tmp_path / f"a.{kind}").means[0] != 7).all()
+
+
+def test_bounded_reading_refuses_as_reading_does(tmp_path: Path) -> None:
+    for name, data in (("a.ply", b"ply\nformat ascii 1.0\nend_header\n"), ("a.ply", b"mesh"), ("a.splat", b"x" * 32)):
+        (tmp_path / name).write_bytes(data)
+        refusals = []
+        for reader in (read, read_bounded):
+            with pytest.raises(InputRefused) as caught:
+                reader(tmp_path / name)
+            refusals.append((str(caught.value), caught.value.status))
+        assert refusals[0] == refusals[1]
+    with pytest.raises(InputRefused, match=r"^b\.ply is not there"):
+        read_bounded(tmp_path / "b.ply")
+    with pytest.raises(InputRefused, match="never fetched"):
+        read_bounded("http://127.0.0.1:9/a.ply")
+    with pytest.raises(InputRefused, match="larger than the limit of") as caught:
+        read_bounded(tmp_path / "a.ply", max_bytes=1)
+    assert caught.value.status == 413
+
+
+def test_bounded_reading_survives_a_reader_that_dies(tmp_path: Path) -> None:
+    write(tmp_path / "a.ply", scene(700, 1))
+    with pytest.raises(
+        InputRefused, match=r"^a\.ply cannot be read: reading it fails or needs over 19 MiB of memory\.$"
+    ):
+        read_bounded(tmp_path / "a.ply", memory=2**24)  # Python itself needs more
+    with pytest.raises(InputRefused, match=r"^a\.ply takes longer than 0\.0\d+ seconds to read: make it smaller\.$"):
+        read_bounded(tmp_path / "a.ply", seconds=0.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shapes": [[3, 3], [3, 4], [3, 3], [3], [3, 2, 3]]},
+        {"shapes": [[3, 3], [3, 4], [3, 3], [3], [3, 1, 3], [3]]},
+        {"shapes": [[3, 3]]},
+        {"shapes": [[3, 3], [3, 4], [3, 3], [4], [3, 1, 3]]},
+        {"shapes": [[10**12, 3], [3, 4], [3, 3], [3], [3, 1, 3]]},
+        {"shapes": [[-3, -3], [3, 4], [3, 3], [3], [3, 1, 3]]},
+        {"shapes": [["3", 3], [3, 4], [3, 3], [3], [3, 1, 3]]},
+        {"shapes": None},
+        {"extra": [["a", "O8"]]},
+        {"extra": [["a", "u1"], ["a", "u1"]]},
+        {"extra": [["a", "f8"]]},
+        {"comments": [3]},
+        {"comments": 3},
+        {"order": None},
+    ],
+)
+def test_a_child_is_not_believed(tmp_path: Path, change: dict) -> None:
+    said = {"shapes": [[3, 3], [3, 4], [3, 3], [3], [3, 1, 3]], "extra": [], "comments": [], "order": []}
+    sizes = (36, 48, 36, 12, 36)
+    head = b"x" * 64
+    data = head + b"".join(np.ones(size // 4, np.float32).tobytes() + bytes(-size % 64) for size in sizes)
+    (tmp_path / "answer").write_bytes(data[: len(data) - (-sizes[-1] % 64)])
+    with (tmp_path / "answer").open("rb") as answer:
+        answer.seek(64)
+        assert len(module._taken(said, answer)) == 3
+        answer.seek(64)
+        with pytest.raises((ValueError, TypeError, LookupError, AttributeError)):
+            module._taken({**said, **change}, answer)

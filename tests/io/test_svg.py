@@ -214,6 +214,18 @@ def test_straight_lines_are_cubics_with_their_points_at_thirds():
     np.testing.assert_allclose(points, [[0, 0], [2, 0], [4, 0], [6, 0], [6, 1], [6, 2], [6, 3]])
 
 
+@pytest.mark.parametrize("radius", [3.0, 350.0, 1_000.0, 7_500.0])
+def test_arcs_stay_within_a_tenth_of_a_unit_of_their_ellipse(radius: float):
+    d = f"M500 8000A{radius} {radius} 0 0 1 {500 + 2 * radius} 8000"
+    (shape,) = read_svg(page(f'<path d="{d}" fill="none" stroke="red"/>', 'viewBox="0 0 16000 16000"')).shapes
+    ((points, _),) = shape.contours
+    t = np.linspace(0, 1, 33)[:, None]
+    for k in range(0, len(points) - 1, 3):
+        a, b, c, e = points[k : k + 4]
+        curve = (1 - t) ** 3 * a + 3 * t * (1 - t) ** 2 * b + 3 * t**2 * (1 - t) * c + t**3 * e
+        assert np.abs(np.hypot(*(curve - (500 + radius, 8000)).T) - radius).max() < 0.1
+
+
 def test_closed_contours_end_in_their_first_point():
     (shape,) = read_svg(page('<path d="M0 0H6V3ZM1 1C2 2 3 3 1 1ZM5 5Z" stroke="red"/>')).shapes
     (line, curve, dot) = shape.contours

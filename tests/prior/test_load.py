@@ -6,20 +6,20 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 from safetensors.torch import load_file, save_file
 
+from sdsedit.edit import StepReport
 from sdsedit.errors import InputRefused
 from sdsedit.prior import ModelNotFound, builtin_path, load_prior
-from sdsedit.prior.load import parse_spec
-from tests import tiny
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+from sdsedit.prior.load import few_steps, parse_spec
+from sdsedit.prior.mmdit import MMDiTPrior
+from tests import tiny, tiny_mmdit
+from tests.hub import COMMIT, served
 
 
 def predict(prior, prompts=("a cat", "")):
@@ -142,6 +142,159 @@ def test_a_step_distilled_model_warns(sd_folder, tmp_path):
     shutil.copytree(sd_folder, folder)
     with pytest.warns(UserWarning, match="koala-lightning-1b is distilled to few steps"):
         load_prior(str(folder), device="cpu")
+
+
+# Transformers with joint attention
+
+
+@pytest.fixture(scope="module")
+def joint_folders(tmp_path_factory):
+    """A folder of each of tests/tiny_mmdit.py's models, and the prior of what was saved."""
+    top = tmp_path_factory.mktemp("joint")
+    pipes = {name: build(top / "tokens" / name) for name, build in tiny_mmdit.FAMILIES.items()}
+    return {name: (tiny.saved(pipe, top / name), MMDiTPrior.from_pipeline(pipe)) for name, pipe in pipes.items()}
+
+
+def predict_joint(prior):
+    z_t = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        return prior.predict(z_t, torch.tensor([0.3, 0.8]), prior.encode_text(["a cat", ""])).eps
+
+
+@pytest.mark.filterwarnings("ignore:flux_schnell is distilled")
+@pytest.mark.parametrize("family", tiny_mmdit.FAMILIES)
+def test_a_joint_transformer_loads_as_it_was(family, joint_folders):
+    folder, before = joint_folders[family]
+    prior = load_prior(str(folder), device="cpu")
+    assert isinstance(prior, MMDiTPrior) and prior.name == family and prior.dtype == torch.float32
+    for number in ("channels", "factor", "multiple", "native", "max_tokens", "schedule"):
+        assert getattr(prior, number) == getattr(before, number)
+    assert prior.tokenize("a Well-known cat") == before.tokenize("a Well-known cat")
+    assert torch.equal(predict_joint(prior), predict_joint(before))
+
+
+def test_sd3_loads_without_its_largest_text_encoder(joint_folders, tmp_path):
+    folder = tmp_path / "sd3"
+    shutil.copytree(joint_folders["sd3"][0], folder)
+    shutil.rmtree(folder / "text_encoder_3")
+    shutil.rmtree(folder / "tokenizer_3")
+    with pytest.raises(InputRefused, match="tokenizer_3 of sd3 is missing"):
+        load_prior(str(folder), device="cpu")
+    change_index(folder, text_encoder_3=[None, None], tokenizer_3=[None, None])
+    prior = load_prior(str(folder), device="cpu")
+    assert len(prior.text_encoders) == 2 and not prior.encode_text(["a cat"]).embeds[:, 77:].any()
+
+
+def test_weights_in_several_files_load_the_same(joint_folders, tmp_path):
+    folder = tmp_path / "sd3"
+    shutil.copytree(joint_folders["sd3"][0], folder)
+    before = joint_folders["sd3"][1]
+    for part, stem in (("transformer", "diffusion_pytorch_model"), ("text_encoder_3", "model")):
+        (folder / part / f"{stem}.safetensors").unlink()
+    before.transformer.save_pretrained(folder / "transformer", max_shard_size="40KB")
+    before.text_encoders[2].save_pretrained(folder / "text_encoder_3", max_shard_size="10KB", variant="fp16")
+    assert list(folder.glob("transformer/*-00002-of-*")) and list(folder.glob("text_encoder_3/*fp16*-of-*"))
+    assert torch.equal(predict_joint(load_prior(str(folder), device="cpu")), predict_joint(before))
+
+
+def test_the_distilled_guidance_is_a_setting_of_its_own(joint_folders):
+    prior = load_prior(str(joint_folders["flux_dev"][0]), device="cpu", distilled_guidance=3.5)
+    assert isinstance(prior, MMDiTPrior) and prior.encode_text(["a cat"]).guidance.tolist() == [3.5]
+
+
+def test_schnell_warns_whatever_its_folder_is_called(joint_folders, tmp_path):
+    folder = tmp_path / "mine"
+    shutil.copytree(joint_folders["flux_schnell"][0], folder)
+    with pytest.warns(UserWarning, match="mine is distilled to few steps"):
+        load_prior(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "few"),
+    [
+        ("stabilityai/sdxl-turbo", True),
+        ("stabilityai/sd-turbo", True),
+        ("ByteDance/SDXL-Lightning", True),
+        ("etri-vilab/koala-lightning-700m", True),
+        ("black-forest-labs/FLUX.1-schnell", True),
+        ("stabilityai/stable-diffusion-3.5-large-turbo", True),
+        ("SimianLuo/LCM_Dreamshaper_v7", True),
+        ("ByteDance/Hyper-SD", True),
+        ("black-forest-labs/FLUX.1-dev", False),
+        ("stabilityai/stable-diffusion-xl-base-1.0", False),
+        ("etri-vilab/koala-700m-llava-cap", False),
+    ],
+)
+def test_names_that_tell_of_few_steps(name, few):
+    assert few_steps(name) == few
+
+
+@pytest.mark.parametrize(
+    ("family", "entries", "says"),
+    [
+        ("flux_dev", {"text_encoder_2": [None, None]}, "FluxPipeline without text_encoder_2"),
+        ("flux_dev", {"tokenizer": [None, None]}, "FluxPipeline without tokenizer"),
+        ("flux_dev", {"transformer": ["diffusers", "SD3Transformer2DModel"]}, "it can be a FluxTransformer2DModel"),
+        ("sd3", {"transformer": [None, None]}, "StableDiffusion3Pipeline without transformer"),
+        ("sd3", {"tokenizer_3": [None, None]}, "without tokenizer_3"),
+        (
+            "sd3",
+            {f"{kind}{n}": [None, None] for kind in ("tokenizer", "text_encoder") for n in ("", "_2", "_3")},
+            "at least one of its three text encoders",
+        ),
+        ("sd3", {"scheduler": ["diffusers", "DDIMScheduler"]}, "flow-matching scheduler"),
+    ],
+)
+def test_other_joint_pipelines_are_refused(family, entries, says, joint_folders, tmp_path):
+    folder = tmp_path / "models" / family
+    shutil.copytree(joint_folders[family][0], folder)
+    with pytest.raises(InputRefused, match=says) as error:
+        load_prior(change_index(folder, **entries), device="cpu")
+    assert one_sentence(error, folder)
+
+
+# How it runs
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"offload": "sequential"}, {"tiling": True}, {"attention": "math"}, {"attention": "flash"}, {"attention": "sdpa"}],
+)
+@pytest.mark.parametrize("kind", ["unet", "joint"])
+def test_how_a_model_runs_changes_nothing(kind, options, sd_folder, joint_folders):
+    folder = sd_folder if kind == "unet" else joint_folders["flux_dev"][0]
+    say = predict if kind == "unet" else predict_joint
+    plain, other = load_prior(str(folder), device="cpu"), load_prior(str(folder), device="cpu", **options)
+    torch.testing.assert_close(say(other), say(plain), atol=1e-5, rtol=1e-5)
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(other.decode(other.encode(image)), plain.decode(plain.encode(image)))
+    assert bool(other.vae.use_tiling) == ("tiling" in options)
+
+
+def test_a_tiny_autoencoder_draws_previews_and_nothing_else(sd_folder, tmp_path):
+    torch.manual_seed(0)
+    tiny_vae = AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4)
+    tiny_vae.save_pretrained(tmp_path / "taesd")
+    prior = load_prior(str(sd_folder), device="cpu", previews=str(tmp_path / "taesd"))
+    z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        report = StepReport(0, 1, {}, z, None, prior)
+        expected = (tiny_vae.decode(z).sample / 2 + 0.5).clamp(0, 1)
+        torch.testing.assert_close(report.preview(), expected)
+        assert torch.equal(prior.decode(z), load_prior(str(sd_folder), device="cpu").decode(z))
+        assert not torch.equal(report.preview(), prior.decode(z))
+        prior.previewer = None
+        assert torch.equal(report.preview(), prior.decode(z))
+
+
+def test_previews_of_other_latents_are_refused(sd_folder, tmp_path):
+    with pytest.raises(InputRefused, match="no tiny autoencoder in missing"):
+        load_prior(str(sd_folder), device="cpu", previews=str(tmp_path / "missing"))
+    blocks = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
+    AutoencoderTiny(latent_channels=16, **blocks).save_pretrained(tmp_path / "taef1")
+    with pytest.raises(InputRefused, match="taef1 draws latents of 16 channels, and tiny-sd15 has 4"):
+        load_prior(str(sd_folder), device="cpu", previews=str(tmp_path / "taef1"))
 
 
 # Names
@@ -275,10 +428,10 @@ def test_single_pickled_files_are_refused(tmp_path, name, allow):
     assert one_sentence(error, tmp_path) and name in str(error.value)
 
 
-def test_single_files_are_refused(tmp_path):
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(InputRefused, match=r"model\.safetensors is a single file"):
-        load_prior(str(tmp_path / "model.safetensors"), device="cpu")
+def test_files_of_other_kinds_are_refused(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"")
+    with pytest.raises(InputRefused, match=r"model\.onnx is no model"):
+        load_prior(str(tmp_path / "model.onnx"), device="cpu")
 
 
 def change_index(folder: Path, **entries: object) -> str:
@@ -290,7 +443,7 @@ def change_index(folder: Path, **entries: object) -> str:
 @pytest.mark.parametrize(
     ("entries", "says"),
     [
-        ({"_class_name": "FluxPipeline", "unet": [None, None]}, "FluxPipeline without unet"),
+        ({"_class_name": "FluxPipeline", "unet": [None, None]}, "FluxPipeline without transformer"),
         ({"text_encoder": ["transformers", "T5EncoderModel"]}, "text_encoder of sd15 is a T5EncoderModel"),
         ({"vae": ["diffusers", "DiffusionPipeline"]}, "vae of sd15 is a DiffusionPipeline"),
         ({"scheduler": ["diffusers", "NoScheduler"]}, "a scheduler that diffusers lacks: NoScheduler"),
@@ -367,7 +520,9 @@ def test_missing_weights_are_never_random(copy_of, part):
     ("options", "says"),
     [
         ({"device": "toaster"}, "toaster is not a device"),
-        ({"attention": "flash"}, "sdpa or xformers; got flash"),
+        ({"attention": "sage"}, "math, xformers; got sage"),
+        ({"device": "cpu", "attention": "cudnn"}, "cudnn attention does not run on cpu in float32"),
+        ({"settings": "org/name"}, "for a single .safetensors file"),
         ({"device": "cpu", "attention": "xformers"}, "xformers attention needs"),
         pytest.param(
             {"device": "cuda"},
@@ -394,65 +549,12 @@ def hub(monkeypatch, sd_folder, cache, tmp_path):
                   "safety_checker/model.safetensors", "v1-5-pruned.ckpt", "vae_decoder/model.onnx"):  # fmt: skip
         (shelf / extra).parent.mkdir(exist_ok=True)
         shutil.copy(shelf / "unet" / "diffusion_pytorch_model.safetensors", shelf / extra)
-    fetched: list[str] = []
-    gated = {"gated": False}
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self):
-            self.answer(body=False)
-
-        def do_GET(self):
-            self.answer(body=True)
-
-        def answer(self, body):
-            path = self.path.split("?")[0]
-            kind, content, status = "application/json", b"{}", 200
-            headers = {"X-Repo-Commit": COMMIT, "ETag": '"' + path.replace("/", "-") + '"'}
-            files = [file.relative_to(shelf).as_posix() for file in shelf.rglob("*") if file.is_file()]
-            if path.startswith("/api/models/org/tiny/tree/"):
-                sizes = [(shelf / file).stat().st_size for file in files]
-                rows = [
-                    {"type": "file", "path": f, "size": s, "oid": "0" * 40} for f, s in zip(files, sizes, strict=True)
-                ]
-                content = json.dumps(rows).encode()
-            elif path.startswith("/api/models/org/tiny"):
-                info = {"id": "org/tiny", "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]}
-                content = json.dumps({**info, "cardData": {"license": "mit"}, "tags": []}).encode()
-            elif path.startswith("/org/tiny/resolve/") and gated["gated"]:
-                status, headers = 403, {**headers, "X-Error-Code": "GatedRepo"}
-            elif path.startswith("/org/tiny/resolve/"):
-                file = path.split("/", 5)[5]
-                kind, content = "application/octet-stream", (shelf / file).read_bytes()
-                if body:
-                    fetched.append(file)
-            else:
-                status, headers = 404, {"X-Error-Code": "RepoNotFound"}
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            if body:
-                self.wfile.write(content)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
-    template = address + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-    yield fetched, gated
-    server.shutdown()
-    server.server_close()
+    with served(shelf, monkeypatch) as hub:
+        yield hub
 
 
 def test_a_model_of_the_hub_is_fetched_once_and_only_what_is_read(hub, sd15_prior):
-    fetched, _ = hub
+    fetched = hub.fetched
     prior = load_prior("org/tiny", device="cpu")
     assert torch.equal(predict(prior), predict(sd15_prior))
     assert sorted(file for file in fetched if not file.endswith((".json", ".txt"))) == [
@@ -472,7 +574,7 @@ def test_the_hub_says_what_it_lacks(hub):
 
 
 def test_a_gated_model_says_its_licence_and_what_to_do(hub):
-    hub[1]["gated"] = True
+    hub.gated = True
     with pytest.raises(ModelNotFound, match=r"org/tiny \(licence mit\) is gated: accept") as error:
         load_prior("org/tiny", device="cpu")
     assert one_sentence(error) and "hf auth login" in str(error.value)

@@ -11,6 +11,7 @@ from diffusers import AutoencoderTiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sdsedit.attention.probe import AttentionProbe
 from sdsedit.prior import UNetPrior
 from tests import tiny
 
@@ -387,6 +388,20 @@ def test_offload_moves_networks_on_the_gpu(tmp_path):
 
 
 # What it refuses
+
+
+@torch.inference_mode()
+def test_a_twin_has_the_same_weights_and_its_own_listeners(sd15_prior):
+    twin = sd15_prior.twin()
+    for mine, its in zip(sd15_prior.unet.parameters(), twin.unet.parameters(), strict=True):
+        assert its is mine
+    z_t, t, text = latent(sd15_prior), torch.tensor([0.3]), sd15_prior.encode_text(["a cat", "a dog"])
+    wanted = sd15_prior.predict(z_t, t, text).eps
+    with AttentionProbe((2,)).attach(sd15_prior.unet, batch=1, latent_size=(16, 16)):  # would refuse a batch of two
+        assert torch.equal(twin.predict(z_t, t, text).eps, wanted)
+        with pytest.raises(ValueError, match="batch of 2"):
+            sd15_prior.predict(z_t, t, text)
+    assert torch.equal(twin.decode(z_t), sd15_prior.decode(z_t))
 
 
 def test_conditioned_networks_are_refused(tmp_path):

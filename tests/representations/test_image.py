@@ -9,6 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdsedit.attention.localize import feather
+from sdsedit.representations import image
 from sdsedit.representations.image import ImageLatent, resize, working_size
 from tests.guidance.gaussian import GaussianPrior
 
@@ -106,3 +108,27 @@ def test_a_step_is_subtracted_and_older_latents_stay(prior):
 def test_resizing_to_the_same_size_is_no_resizing():
     image = picture(5, 9)
     assert resize(image, (5, 9)) is image
+
+
+def test_a_single_column_is_resized_as_a_wider_one():
+    column = picture(16, 1)
+    wide = resize(column.expand(-1, -1, -1, 2).contiguous(), (40, 2))
+    assert torch.allclose(resize(column, (40, 1)), wide[..., :1], atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(40, 61), (61, 40), (9, 200)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_picture_in_strips_is_the_whole_picture_bit_for_bit(prior, monkeypatch, size, masked):
+    """In one strip the arithmetic is the plain formula on whole tensors, which is written out here too."""
+    latent = ImageLatent.from_image(picture(*size), prior)
+    place = (picture(*size, seed=2)[:, :1] > 0.3).float() if masked else None
+    z = latent.z + 0.3 * torch.randn(latent.z.shape, generator=torch.Generator().manual_seed(1))
+    before, after = prior.decode(latent.z_src), prior.decode(z)
+    gate = resize(image._change(before, after, prior.factor), size)
+    weight = gate if place is None else feather(place, 4) * gate
+    plain = torch.where(weight > 0, torch.lerp(latent.picture, resize(after, size), weight), latent.picture)
+    for pixels in (2**20, 300, 1):  # of a strip
+        monkeypatch.setattr(image, "_STRIP", pixels)
+        out, found, kept = latent.finish(prior, z, place, radius=4)
+        assert torch.equal(out, plain) and torch.equal(found, weight)
+        assert kept == int((weight == 0).sum()) and (0 < kept < weight.numel() or not masked)

@@ -342,7 +342,7 @@ def test_a_training_repeats_itself_goes_on_and_becomes_a_model(folders: Path, mo
     prior = load_prior(str(out))
     assert (prior.native, prior.factor, prior.channels, prior.max_tokens) == (128, 4, 4, MAX_TOKENS)
     assert prior.multiple == 16 and prior.schedule.prediction == "v_prediction"
-    assert prior._scale == pytest.approx(first["scale"])
+    assert prior.vae.config["scaling_factor"] == pytest.approx(first["scale"])
     for name, value in prior.unet.state_dict().items():  # the averaged weights, in half precision
         averaged = third["ema"]["shadow"].get(f"unet.{name}")
         assert averaged is None or torch.equal(value, averaged.half().float()), name

@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,12 +37,13 @@ def answers(url: str) -> int:
         return 0
 
 
-def start(port: int, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+def start(port: int, *arguments: str, stderr: Any = None, **environment: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "app.py", "--port", str(port), *(arguments or ["--no-history"])],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         stdout=subprocess.DEVNULL,
+        stderr=stderr,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sdsedit.errors import InputRefused
-from sdsedit.web.guard import Guard
+from sdsedit.web.guard import Guard, behind_proxies
 from sdsedit.web.settings import HEADERS, Settings, environment
 
 
@@ -71,13 +71,19 @@ def test_every_answer_has_the_headers(guard: Guard):
     assert "http:" not in policy and "https:" not in policy and "frame-ancestors 'none'" in policy
 
 
+def test_one_site_may_frame_the_page_if_it_is_named(tmp_path: Path):
+    _, headers, _ = ask(Guard(behind, Settings(framed_by="https://huggingface.co", folder=tmp_path)))
+    assert "frame-ancestors https://huggingface.co" in headers["content-security-policy"]
+    assert "x-frame-options" not in headers and headers["x-content-type-options"] == "nosniff"
+
+
 @pytest.mark.parametrize("told", [True, False])
 @pytest.mark.parametrize("pieces", [1, 7])
 def test_1_a_body_over_the_limit(guard: Guard, told: bool, pieces: int):
     upload = "multipart/form-data; boundary=x"
     assert ask(guard, "/gradio_api/upload", b"x" * 9_000, upload, pieces, told)[::2] == (200, b"9000")
     status, _, said = ask(guard, "/gradio_api/upload", b"x" * 80_000, upload, pieces, told)
-    assert status == 413 and "larger than the limit" in json.loads(said)["detail"]
+    assert status == 413 and "larger than the limit" in json.loads(said)["error"]
     assert ask(guard, "/gradio_api/queue/join", b"x" * 2_000, pieces=pieces, told=told)[0] == 413
 
 
@@ -87,7 +93,7 @@ def test_1_a_body_over_the_limit(guard: Guard, told: bool, pieces: int):
 def test_20_an_address_where_a_file_is_expected(guard: Guard, address: str):
     for body in ({"data": [{"path": address, "meta": {}}]}, {"data": [{"background": {"path": address}}]}):
         status, _, said = ask(guard, "/gradio_api/queue/join", json.dumps(body).encode())
-        assert status == 422 and "never fetched" in json.loads(said)["detail"]
+        assert status == 422 and "never fetched" in json.loads(said)["error"]
     assert ask(guard, f"/gradio_api/file={address}")[0] == 422
     assert ask(guard, f"/gradio_api/proxy={address}")[0] == 422
 
@@ -112,7 +118,7 @@ def test_a_file_of_the_machine_is_refused(guard: Guard, tmp_path: Path):
     ):
         body = {"data": [[{"layers": [{"path": path}]}]]}
         status, _, said = ask(guard, "/gradio_api/queue/join", json.dumps(body).encode())
-        assert status == 422 and "uploaded here" in json.loads(said)["detail"], path
+        assert status == 422 and "uploaded here" in json.loads(said)["error"], path
 
 
 def test_failed_logins_are_counted(guard: Guard):
@@ -140,13 +146,13 @@ def test_30_a_flood_and_a_full_line(guard: Guard, tmp_path: Path):
     join = "/gradio_api/queue/join"
     assert [ask(guard, join, event)[0] for _ in range(4)] == [200, 200, 200, 429]
     status, headers, said = ask(guard, "/gradio_api/call/heat_map", event)
-    assert status == 429 and headers["retry-after"] == "60" and "too much at once" in json.loads(said)["detail"]
+    assert status == 429 and headers["retry-after"] == "60" and "too much at once" in json.loads(said)["error"]
     assert ask(guard, "/gradio_api/run/predict", event)[0] == 200  # "Stop" always goes through
     now[0] = 61
     assert ask(guard, join, event)[0] == 200 and asked[-1] == "me"
     full[0] = InputRefused("The line is full; try again in a minute.", status=503)
     status, headers, said = ask(guard, join, event)
-    assert status == 503 and headers["retry-after"] == "10" and "line is full" in json.loads(said)["detail"]
+    assert status == 503 and headers["retry-after"] == "10" and "line is full" in json.loads(said)["error"]
 
 
 def test_the_tools_ask_for_the_name_and_password(tmp_path: Path):
@@ -170,3 +176,57 @@ def test_the_environment_keeps_gradio_quiet(monkeypatch: pytest.MonkeyPatch, tmp
     environment(Settings(folder=tmp_path))
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False" and os.environ["HF_HUB_OFFLINE"] == "1"
     assert os.environ["GRADIO_TEMP_DIR"] == str(tmp_path)
+
+
+def test_the_counts_ask_for_the_name_and_password(tmp_path: Path):
+    guard = Guard(behind, Settings(metrics=True, login=("me", "secret"), logins=2, folder=tmp_path))
+    assert ask(guard, "/metrics")[0] == 401
+    right = (b"authorization", b"Basic " + base64.b64encode(b"me:secret"))
+    assert ask(guard, "/metrics", more=right)[0] == 200 and ask(guard, "/metrics", more=right)[0] == 200
+    assert ask(guard, "/metrics", more=(b"authorization", b"Basic eA=="))[0] == 401
+    assert ask(guard, "/metrics", more=right)[0] == 429  # guessing, from this address
+
+
+def test_refusals_are_counted_and_what_probes_are_told_is_not(tmp_path: Path):
+    counted: list[int] = []
+
+    async def closing(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 503, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    guard = Guard(closing, Settings(max_message=10, folder=tmp_path), refused=counted.append)
+    for path in ("/readyz", "/gradio_api/info", "/file=http://a.b/c"):
+        ask(guard, path)
+    ask(guard, "/gradio_api/queue/join", b"x" * 100)
+    assert counted == [503, 422, 413]
+
+
+@pytest.mark.parametrize(
+    ("peer", "trusted", "client", "scheme"),
+    [
+        ("127.0.0.1", "127.0.0.1", "8.8.8.8", "https"),
+        ("172.17.0.1", "127.0.0.1,172.16.0.0/12", "8.8.8.8", "https"),
+        ("10.0.0.9", "127.0.0.1,172.16.0.0/12", "10.0.0.9", "http"),
+        ("10.0.0.9", "*", "1.1.1.1", "https"),
+    ],
+)
+def test_only_a_trusted_proxy_says_for_whom_it_asks(peer: str, trusted: str, client: str, scheme: str):
+    """The client wrote "1.1.1.1" itself; the proxy added whom it really heard it from."""
+    pytest.importorskip("uvicorn", reason="the page needs its extra: pip install -c constraints.txt -e '.[web]'")
+    seen: list[MutableMapping[str, Any]] = []
+
+    async def app(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        seen.append(scope)
+
+    told = {
+        b"x-forwarded-for": b"1.1.1.1, 8.8.8.8",
+        b"x-forwarded-proto": b"https",
+        b"x-forwarded-host": b"evil.example",
+    }
+    headers = [*told.items(), (b"forwarded", b"host=evil.example"), (b"host", b"127.0.0.1:7860")]
+    scope = {"type": "http", "scheme": "http", "client": (peer, 5), "headers": headers}
+    asyncio.run(behind_proxies(app, trusted)(scope, None, None))  # pyright: ignore[reportArgumentType]
+    (got,) = seen
+    assert (got["client"][0], got["scheme"]) == (client, scheme)
+    assert (b"x-forwarded-host" in dict(got["headers"])) == (client != peer)
+    assert dict(got["headers"])[b"host"] == b"127.0.0.1:7860"

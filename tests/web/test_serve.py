@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import http.client
-import http.server
+import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from sdsedit.prior.base import Prior
+from sdsedit.web import serve
+from sdsedit.web.history import History
+from sdsedit.web.settings import Settings
+from sdsedit.web.worker import Worker
 from tests.web.conftest import ROOT, answers, free_port, start, until
 
 if find_spec("gradio") is None:
@@ -25,135 +29,179 @@ import sys, time
 from gradio_client import Client, handle_file
 client = Client(sys.argv[1], verbose=False, download_files=sys.argv[2])
 job = client.submit(handle_file(sys.argv[3]), "a cat on grass", "a cat wearing a crown on grass", "", None, "lusd", 1.0,
-                    0, api_name="/edit_picture")
+                    0, "", int(sys.argv[4]), api_name="/edit_picture")
 while job.status().code.name not in ("PROCESSING", "ITERATING") and not job.done():
     time.sleep(0.05)
 print("asked", flush=True)
-print(job.result(timeout=100)[1]["result"]["steps_done"], flush=True)
+print(job.result(timeout=300)[1]["result"]["steps_done"], flush=True)
 """
 
 
+def edit(url: str, folder: Path, steps: int = 0) -> subprocess.Popen[str]:
+    """A person who asks for an edit, which has begun; they print how many steps of it there are in what they got."""
+    asking = subprocess.Popen(
+        [sys.executable, "-c", EDIT, url, str(folder), str(ROOT / "assets/examples/cat.png"), str(steps)],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert asking.stdout is not None and asking.stdout.readline() == "asked\n"
+    until_running(url)
+    return asking
+
+
+def until_running(url: str) -> None:
+    import httpx
+
+    for _ in range(1200):
+        if "sdsedit_jobs_running 1.0" in httpx.get(f"{url}/metrics").text:
+            return
+        time.sleep(0.1)
+    raise AssertionError("no job began")
+
+
+def kept(history: Path) -> list[dict[str, Any]]:
+    """The results in the history that a page left."""
+    return [item.recipe["result"] for item in History(history).search()]
+
+
 def test_29_sigterm_lets_the_running_job_finish(tmp_path: Path):
-    """The intake stops, /readyz says 503 while /healthz still answers, the running edit is given out, and it ends."""
+    """The intake stops, /readyz says 503 while /healthz still answers, the running edit is given out and kept, and it
+    ends. The lines of its log are JSON, and hold nothing of what was asked for."""
     import httpx
 
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    server = start(port)
+    history, log = tmp_path / "history", tmp_path / "log"
+    with log.open("wb") as stderr:
+        server = start(port, "--history", str(history), "--metrics", "--log-format", "json", "--drain", "120",
+                       stderr=stderr)  # fmt: skip
     try:
-        up = until(f"{url}/healthz", 200, 120)
+        up = until(f"{url}/healthz", 200, 300)
         assert answers(f"{url}/readyz") in (200, 503)
-        until(f"{url}/readyz", 200, 180)
+        until(f"{url}/readyz", 200, 300)
         print(f"page up after {up:.1f} s")
-        asking = subprocess.Popen(
-            [sys.executable, "-c", EDIT, url, str(tmp_path), str(ROOT / "assets/examples/cat.png")],
-            stdout=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        )  # fmt: skip
-        assert asking.stdout is not None and asking.stdout.readline() == "asked\n"
-        time.sleep(1.5)  # it has begun
+        asking = edit(url, tmp_path)
         server.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
-        assert answers(f"{url}/readyz") == 503 and answers(f"{url}/healthz") == 200
+        began = time.monotonic()
+        until(f"{url}/readyz", 503, 60)
+        assert answers(f"{url}/healthz") == 200
         late = httpx.post(f"{url}/gradio_api/call/heat_map", json={"data": []})
         assert late.status_code == 503 and int(late.headers["retry-after"]) > 0
-        assert int(asking.stdout.readline()) > 0
-        assert asking.wait(30) == 0
-        assert server.wait(30) == 0
+        assert asking.stdout is not None
+        steps = int(asking.stdout.readline())
+        assert asking.wait(120) == 0
+        assert server.wait(240) == 0
+        print(f"ended {time.monotonic() - began:.1f} s after the signal")
     finally:
         server.kill()
         server.wait()
+    (result,) = kept(history)
+    assert result["complete"] and result["steps_done"] == steps > 10
+    lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    said = {line["message"]: line for line in lines}
+    assert said["job"]["kind"] == "image" and said["job"]["outcome"] == "done" and said["job"]["seconds"] > 0
+    assert said["closing"]["running"] is True and lines[-1]["message"] == "end"
+    assert "crown" not in log.read_text("utf-8") and "cat.png" not in log.read_text("utf-8")
 
 
-def test_a_second_signal_ends_it_at_once():
+def test_29_a_job_that_takes_too_long_is_stopped_and_what_there_is_of_it_is_kept(tmp_path: Path):
     port = free_port()
-    server = start(port)
+    url = f"http://127.0.0.1:{port}"
+    history = tmp_path / "history"
+    server = start(port, "--history", str(history), "--metrics", "--drain", "16")
     try:
-        until(f"http://127.0.0.1:{port}/healthz", 200, 120)
+        until(f"{url}/readyz", 200, 300)
+        asking = edit(url, tmp_path, steps=10_000)
         server.send_signal(signal.SIGTERM)
-        time.sleep(0.2)
+        began = time.monotonic()
+        assert server.wait(240) == 0
+        took = time.monotonic() - began
+        assert asking.stdout is not None
+        steps = int(asking.stdout.readline())
+        assert asking.wait(120) == 0
+    finally:
+        server.kill()
+        server.wait()
+    (result,) = kept(history)
+    assert not result["complete"] and 0 < result["steps_done"] == steps < 10_000
+    print(f"ended {took:.1f} s after the signal, allowed were 16")
+    assert 5 < took < 5 * 16, "it waited for the job, and did not wait for its 10,000 steps"
+
+
+def test_29_a_second_signal_ends_it_at_once(tmp_path: Path):
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    server = start(port, "--no-history", "--metrics", "--drain", "600")
+    try:
+        until(f"{url}/readyz", 200, 300)
+        asking = edit(url, tmp_path, steps=10_000)
         server.send_signal(signal.SIGTERM)
-        assert server.wait(15) is not None
+        until(f"{url}/readyz", 503, 60)
+        time.sleep(1)
+        assert server.poll() is None, "the first signal waits for the job"
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(120) == 0
+        asking.kill()
+        asking.wait()
     finally:
         server.kill()
         server.wait()
 
 
-class Proxy(http.server.BaseHTTPRequestHandler):
-    """Shows the page of `upstream` under /studio, as a proxy with one line of settings does."""
+def test_30_a_flood_and_a_full_line_in_front_of_gradio(tmp_path: Path):
+    """The whole application: too many events, and too many jobs of everybody, get 429 and 503 and a time to come back;
+    both are counted."""
+    from starlette.testclient import TestClient
 
-    upstream = 0
-
-    def do_GET(self) -> None:
-        if not self.path.startswith("/studio/"):
-            self.send_error(404)
-            return
-        body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        sent = {name: value for name, value in self.headers.items() if name.lower() not in ("connection", "host")}
-        host = self.headers["host"]
-        sent |= {"host": host, "x-forwarded-host": host, "x-forwarded-proto": "http", "x-forwarded-for": "10.1.2.3"}
-        link = http.client.HTTPConnection("127.0.0.1", self.upstream, timeout=120)
-        link.request(self.command, self.path.removeprefix("/studio"), body or None, sent)
-        answer = link.getresponse()
-        self.send_response(answer.status)
-        for name, value in answer.getheaders():
-            if name.lower() not in ("transfer-encoding", "connection", "content-length"):
-                self.send_header(name, value)
-        self.end_headers()  # HTTP/1.0: the end of the connection is the end of the answer
-        while piece := answer.read1(65536):
-            self.wfile.write(piece)
-            self.wfile.flush()
-        link.close()
-
-    do_POST = do_HEAD = do_GET
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-def test_a_login_behind_a_proxy_under_a_path(tmp_path: Path):
-    """The real client works there with the password; without it nothing does, and guessing is slowed down (30)."""
-    import httpx
-    from gradio_client import Client, handle_file
-
-    port, outside = free_port(), free_port()
-    server = start(port, "--root-path", "/studio", "--no-history", SDSEDIT_LOGIN="me:secret")
-    proxy = http.server.ThreadingHTTPServer(("127.0.0.1", outside), type("Here", (Proxy,), {"upstream": port}))
-    threading.Thread(target=proxy.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{outside}/studio"
-    try:
-        until(f"http://127.0.0.1:{port}/readyz", 200, 180)
-        assert httpx.get(f"{url}/healthz").status_code == 200  # a probe has no password
-        for path in ("/config", "/gradio_api/info"):
-            assert httpx.get(f"{url}{path}").status_code == 401
-        event = {"data": [], "fn_index": 0, "session_hash": "me"}
-        assert httpx.post(f"{url}/gradio_api/queue/join", json=event).status_code == 401
-        assert httpx.post(f"{url}/gradio_api/upload", files={"files": b"x"}).status_code == 401
-
-        client = Client(url, auth=("me", "secret"), verbose=False, download_files=str(tmp_path))
-        cat = handle_file(str(ROOT / "assets/examples/cat.png"))
-        assert Path(client.predict(cat, "a cat on grass", "grass", api_name="/heat_map")).stat().st_size > 1000
-
-        guesses = [httpx.post(f"{url}/login", data={"username": "me", "password": f"{k}"}) for k in range(11)]
-        assert [each.status_code for each in guesses] == [400] * 10 + [429]
-        assert 0 < int(guesses[-1].headers["retry-after"]) <= 60
-        assert httpx.post(f"{url}/login", data={"username": "me", "password": "secret"}).status_code == 429
-    finally:
-        proxy.shutdown()
-        server.kill()
-        server.wait()
+    worker = Worker(lambda: cast(Prior, None), waiting=1)  # not started: what is in line stays there
+    settings = Settings(events=4, metrics=True, folder=tmp_path / "page")
+    client = TestClient(serve.create_app(settings, worker))
+    event = {"data": [], "fn_index": 0, "session_hash": "me"}
+    join = "/gradio_api/queue/join"
+    assert client.post(join, json=event).status_code == 200
+    worker.submit("somebody", lambda prior, job: None)
+    full = client.post(join, json=event)
+    assert full.status_code == 503 and "line is full" in full.json()["detail"] and int(full.headers["retry-after"]) > 0
+    codes = [client.post(join, json=event) for _ in range(3)]
+    assert [each.status_code for each in codes] == [503, 503, 429] and int(codes[-1].headers["retry-after"]) > 0
+    counts = client.get("/metrics").text
+    assert 'sdsedit_refused_total{code="429"} 1.0' in counts and 'sdsedit_refused_total{code="503"} 3.0' in counts
+    assert "sdsedit_jobs_waiting 1.0" in counts
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
-    [(["--root-path", "studio/"], "--root-path must be a path like /sdsedit, without a slash at its end.")],
+    [
+        (["--root-path", "studio/"], "--root-path must be a path like /sdsedit, without a slash at its end."),
+        (["--framed-by", "https://a.b; script-src *"],
+         "--framed-by must be a site like https://huggingface.co, without a path."),
+        (["--framed-by", "http://a.b"], "--framed-by must be a site like https://huggingface.co, without a path."),
+        (["--drain", "10"], "--drain must be more than 10 seconds."),
+    ],
+)  # fmt: skip
+def test_arguments_are_checked_before_anything_is_loaded(
+    arguments: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(serve, "create_app", not_now)
+    assert serve.main(arguments) == 2 and capsys.readouterr().err == f"app.py: {sentence}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("SDSEDIT_LOGIN", "me", "SDSEDIT_LOGIN must be name:password."),
+        ("SDSEDIT_LOGIN", "me:", "SDSEDIT_LOGIN must be name:password."),
+        ("SDSEDIT_LOGIN", ":secret", "SDSEDIT_LOGIN must be name:password."),
+        ("SDSEDIT_LOG", "xml", "SDSEDIT_LOG must be text or json."),
+    ],
 )
-def test_arguments_are_checked_before_anything_is_loaded(arguments: list[str], sentence: str):
-    done = subprocess.run([sys.executable, "app.py", *arguments], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr == f"app.py: {sentence}\n"
+def test_the_environment_is_checked_too(
+    name: str, value: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Half a login does not serve a page without one."""
+    monkeypatch.setattr(serve, "create_app", not_now)
+    monkeypatch.setenv(name, value)
+    assert serve.main([]) == 2 and capsys.readouterr().err == f"app.py: {sentence}\n"
 
 
-def test_a_login_without_a_password_is_refused():
-    done = subprocess.run(
-        [sys.executable, "app.py"], cwd=ROOT, env={**os.environ, "SDSEDIT_LOGIN": "me"}, capture_output=True, text=True
-    )
-    assert done.returncode == 2 and done.stderr == "app.py: SDSEDIT_LOGIN must be name:password.\n"
+def not_now(settings: Any) -> None:
+    raise AssertionError("a page would be served")
