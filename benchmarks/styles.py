@@ -1,11 +1,9 @@
 """Styles: a gallery to look at, and textures measured against two older losses.
 
-    python -m benchmarks.styles [--only gallery | textures] [--output docs]
+    python -m benchmarks.styles [--only gallery | textures] [--steps N] [--inner N] [--output docs]
 
-Textures: of ten pictures from assets/styles one texture each, in 16 steps of sampling with 2 of
-distillation after each, by Attention Distillation and, in the very
-same run with the same model, layers, noise, steps and optimiser, by two other losses on the same layers' features
-F = V:
+Textures: of ten pictures from assets/styles one texture each, by Attention Distillation and, in the very same run with
+the same model, layers, noise, steps and optimiser, by two other losses on the same layers' features F = V:
 
     AdaIN's statistics    sum_l |mu(F) - mu(F_ref)| + |sigma(F) - sigma(F_ref)|      arXiv:1703.06868, eq. 13
     Gram matrices         sum_l |G(F) - G(F_ref)|, G = F^T F / N                     arXiv:1505.07376, eq. 2 and 3
@@ -38,12 +36,11 @@ from sdsedit.io.images import to_array
 from sdsedit.prior.base import Prior
 from sdsedit.prior.load import load_prior
 from sdsedit.representations.image import resize
-from sdsedit.style import StyleConfig, StyleRequest, style, way_of
+from sdsedit.style import StyleConfig, StyleRequest, Way, style, way_of
 from training.textures import TEXTURES, draw
 
 ROOT = Path(__file__).resolve().parent.parent
 PATCH, EVERY = 16, 4  # pixels
-STEPS, INNER = 16, 2  # of each measured texture
 SHOWN = 256  # pixels, a picture's side in the gallery
 TEN = ("mosaic", "brushwork", "dots", "pebbles", "stained_glass", "leaves", "scales", "checks", "marble", "stripes")
 
@@ -59,7 +56,6 @@ class Case:
     references: tuple[str, ...]
     content: str = ""
     prompt: str = ""
-    texture: tuple[int, int] | None = None
     regions: bool = False  # the sky from the first reference, the rest from the second
 
 
@@ -76,18 +72,21 @@ CASES = (
     Case("a-cat-with-a-painted-sky", ("brushwork", "leaves"), content="cat", regions=True),
     Case("a-fox-drawn-in-dots", ("dots",), prompt="a fox on grass"),
     Case("a-penguin-drawn-in-glass", ("stained_glass",), prompt="a penguin on snow"),
-    Case("a-texture-of-mosaic", ("mosaic",), texture=(128, 256)),
-    Case("a-texture-of-brushwork", ("brushwork",), texture=(128, 256)),
 )
 
 
 def gallery(prior: Prior, folder: Path, only: str = "") -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    lines = ["# Styles", "", "Made by `python -m benchmarks.styles` with the built-in model; none is chosen.", ""]
+    lines = [
+        "# Styles",
+        "",
+        "Made by `python -m benchmarks.styles` with the built-in model. None is chosen; the first found the settings.",
+        "",
+    ]
     lines += ["Left to right: what gives its look, what keeps its layout, what was made of them.", ""]
     for number, case in enumerate(CASES, 1):
         path = folder / f"{number:02}-{case.name}.png"
-        said = case.prompt or case.content or "a texture of {}x{} pixels".format(*(case.texture or (0, 0))[::-1])
+        said = case.prompt or case.content
         lines += [f"`{' + '.join(case.references)}`, {said}", "", f"![{case.name}]({path.name})", ""]
         if only and only not in case.name:
             continue
@@ -104,7 +103,7 @@ def asked(case: Case) -> tuple[list[np.ndarray], StyleRequest]:
     given = [draw(name) for name in case.references]
     references = tuple(map(_tensor, given))
     if not case.content:
-        return given, StyleRequest(references, prompt=case.prompt or None, texture=case.texture)
+        return given, StyleRequest(references, prompt=case.prompt)
     content = np.asarray(Image.open(ROOT / "assets" / "examples" / f"{case.content}.png").convert("RGB"))
     request = StyleRequest(references, _tensor(content))
     if case.regions:
@@ -187,10 +186,12 @@ def nearest(of: Tensor, among: Tensor) -> float:  # [1, 3, H, W] in 0..1 each
     return float(torch.cdist(patches, known).amin(1).mean() / patches.shape[1] ** 0.5)
 
 
-def textures(prior: Prior, folder: Path) -> None:
+def textures(prior: Prior, folder: Path, steps: int | None = None, inner: int | None = None) -> None:
+    """steps, inner: of sampling, and of distillation after each; None: the model's own."""
     rows: dict[str, dict[str, list[float]]] = {}
-    usual = way_of(prior, "texture", StyleConfig(steps=STEPS))
-    config = StyleConfig(way=replace(usual, inner=INNER))
+    way = way_of(prior, "texture", StyleConfig(steps=steps))
+    way = way if inner is None else replace(way, inner=inner)
+    config = StyleConfig(way=way)
     strips = []
     began = time.perf_counter()
     for name in TEN:
@@ -214,16 +215,17 @@ def textures(prior: Prior, folder: Path) -> None:
         ]  # fmt: skip
         Image.fromarray(np.concatenate(columns, 1)).save(folder / "styles.png", optimize=True)
         (folder / "styles.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        (folder / "styles.md").write_text(table(rows, time.perf_counter() - began), encoding="utf-8")
+        (folder / "styles.md").write_text(table(rows, way, time.perf_counter() - began), encoding="utf-8")
 
 
-def table(rows: dict[str, dict[str, list[float]]], seconds: float) -> str:
+def table(rows: dict[str, dict[str, list[float]]], way: Way, seconds: float) -> str:
     titles = list(LOSSES)
     lines = [
         "# Textures: nearest patches", "",
         "Made by `python -m benchmarks.styles --only textures`.", "", (__doc__ or "").split("\n\n", 2)[2].strip(), "",
-        f"Smaller is better. {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, no GPU, a "
-        f"machine that others used too: {seconds / 60:.0f} minutes for all {len(rows) * len(titles)} textures.", "",
+        f"{way.steps} steps of sampling, {way.inner} of distillation after each. Smaller is better. "
+        f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, no GPU, a machine that others used "
+        f"too: {seconds / 60:.0f} minutes for all {len(rows) * len(titles)} textures.", "",
         "| reference | " + " | ".join(f"{title}: texture to reference | back" for title in titles) + " |",
         "|---|" + "---|" * (2 * len(titles)),
     ]  # fmt: skip
@@ -249,6 +251,8 @@ def table(rows: dict[str, dict[str, list[float]]], seconds: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("gallery", "textures"))
+    parser.add_argument("--steps", type=int, help="of each measured texture (default: the model's own)")
+    parser.add_argument("--inner", type=int, help="of distillation after each of them (default: the model's own)")
     parser.add_argument("--case", default="", help="part of the name of the gallery's cases to make")
     parser.add_argument("--output", type=Path, default=ROOT / "docs")
     given = parser.parse_args()
@@ -257,7 +261,7 @@ def main() -> None:
     if given.only != "textures":
         gallery(prior, given.output / "gallery" / "style", given.case)
     if given.only != "gallery":
-        textures(prior, given.output / "benchmarks")
+        textures(prior, given.output / "benchmarks", given.steps, given.inner)
 
 
 if __name__ == "__main__":

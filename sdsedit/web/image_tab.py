@@ -391,9 +391,10 @@ class ImageTab:
 
         picture: a PNG, JPEG, WebP, BMP, TIFF or GIF file. source: what it shows. target: what it should show.
         words: whose place is edited, between commas; empty: the new ones. mask: a picture of the same size, white
-        where it may change. method: lusd, dds, flowedit, cds, ids, pds, ssd, ism, sds, sbp, nfsd, csd or vsd.
-        strength: 0.1 to 10. seed: 0 to 2^63 - 1. model: one that the page offers; empty: its usual one. steps: 1 to 10,000;
-        0: as many as suit the method.
+        where it may change. method: lusd, lusd-fast, dds, flowedit, cds, ids, pds, ssd, ism,
+        sds, sbp, nfsd, csd or vsd.
+        strength: 0.1 to 10. seed: 0 to 2^63 - 1. model: one that the page offers; empty: its usual one.
+        steps: 1 to 10,000; 0: as many as suit the method.
         Gives a PNG with its recipe inside, and the recipe.
         """
 
