@@ -132,7 +132,7 @@ def test_killed_workers_cost_nothing_but_time(
     write: Write, begin: Callable[..., Any], tmp_path: Path, one_thread: None
 ):
     rows = [{"id": f"{name}{seed}", "input": f"{name}.png", "seed": seed} for name in "ab" for seed in range(2)]
-    path = write(*rows, steps=30)
+    path = write(*rows, steps=50)
     calm, options = begin(path, "calm")
     here_and_now(calm, options)
     store, options = begin(path, "rough")
@@ -145,7 +145,7 @@ def test_killed_workers_cost_nothing_but_time(
             os.kill(_worker_of(tmp_path / "rough"), signal.SIGKILL)
 
     local.run(store, options, 1, tell=kill)
-    assert killed == 2 and store.counts()["done"] == 4
+    assert killed and store.counts()["done"] == 4  # twice, but where the last jobs were done between two looks
     assert any("SIGKILL" in note.said for _, note in store.journal())
     whole(store, tmp_path / "rough")
     assert hashes(tmp_path / "rough") == hashes(tmp_path / "calm")
