@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdsedit import errors
 from sdsedit.errors import InputRefused, printable
-from sdsedit.known_models import KNOWN_MODELS
+from sdsedit.known_models import KNOWN_MODELS, bytes_told, folder_size
 
 if TYPE_CHECKING:
     from sdsedit.licences import Licences
@@ -46,7 +46,7 @@ def tell(arguments: argparse.Namespace, interrupts: Any) -> int:
     from sdsedit.prior.load import ModelNotFound, builtin_path
 
     try:
-        state = f"here, {_bytes(_size(builtin_path()))}"
+        state = f"here, {bytes_told(folder_size(builtin_path()))}"
     except ModelNotFound:
         state = "missing from this copy of sdsedit: reinstall it"
     print("builtin\n  What:    a small model of emoji scenes, 128 px, ships with sdsedit")
@@ -110,7 +110,9 @@ def _add_hub(arguments: argparse.Namespace, given: str) -> int:
     print(f"{model_id}\n  What:     {known.what if known else 'a model of the hub'}")
     print(f"  Licence:  {printable(licence)}; its text: https://huggingface.co/{model_id}")
     print(f"  Revision: {offer.commit}")
-    print(f"  Download: {_bytes(sum(offer.files.values()))} in {len(offer.files)} files, weights as safetensors only")
+    print(
+        f"  Download: {bytes_told(sum(offer.files.values()))} in {len(offer.files)} files, weights as safetensors only"
+    )
     print(f"  Memory:   {_memory(parameters(offer))}", flush=True)
     _agree(arguments, "Have you read the licence, and shall the model be fetched?")
     licences = _licences(arguments)
@@ -119,7 +121,7 @@ def _add_hub(arguments: argparse.Namespace, given: str) -> int:
     if folder.name != offer.commit:
         raise InputRefused(f"{given} was changed on the hub while it was being fetched: run the command again.")
     licences.acknowledge(model_id, licence, offer.commit)
-    print(f"Fetched: {_bytes(_size(folder))}. Try it: sdsedit doctor --model {given}")
+    print(f"Fetched: {bytes_told(folder_size(folder))}. Try it: sdsedit doctor --model {given}")
     return errors.OK
 
 
@@ -132,7 +134,10 @@ def _add_folder(arguments: argparse.Namespace, folder: Path) -> int:
     licence = _card_licence(folder) or "none stated in its README.md: ask its makers before you rely on it"
     revision = model_revision(spec)
     print(f"{printable(folder.name)}\n  What:     a folder on this machine; nothing is fetched")
-    print(f"  Licence:  {printable(licence)}\n  Revision: {revision}\n  Size:     {_bytes(_size(folder))}", flush=True)
+    print(
+        f"  Licence:  {printable(licence)}\n  Revision: {revision}\n  Size:     {bytes_told(folder_size(folder))}",
+        flush=True,
+    )
     _agree(arguments, "Have you read the licence, and shall the folder be listed?")
     _licences(arguments).acknowledge(spec, licence, revision)
     print(f"Listed. Try it: sdsedit doctor --model {printable(folder.name)}")
@@ -156,7 +161,7 @@ def _memory(counts: dict[str, int]) -> str:
     if not whole:
         return "unknown until it is fetched"
     half = 2 * (whole - counts.get("vae", 0)) + 4 * counts.get("vae", 0)
-    return f"{_bytes(4 * whole)} for its weights on a CPU, {_bytes(half)} on a GPU; pictures come on top"
+    return f"{bytes_told(4 * whole)} for its weights on a CPU, {bytes_told(half)} on a GPU; pictures come on top"
 
 
 def _licences(arguments: argparse.Namespace) -> Licences:
@@ -179,11 +184,3 @@ def _card_licence(folder: Path) -> str | None:
 def _is_folder(name: str) -> bool:
     """Whether a name can only be a folder's."""
     return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(round(count / 1e6), 1)} MB"

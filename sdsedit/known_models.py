@@ -5,6 +5,7 @@ Facts of 2026; a person is told them before anything is fetched. No import of th
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -74,3 +75,13 @@ MOVED = {
     "stabilityai/stable-diffusion-2-1-base": "it was removed from the hub",
 }
 """Ids that the hub no longer has, and what became of them."""
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def bytes_told(count: int) -> str:
+    """1234000000 as "1.2 GB"; never less than 1 MB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(round(count / 1e6), 1)} MB"

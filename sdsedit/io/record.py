@@ -264,14 +264,14 @@ def image_request(recipe: Mapping[str, Any], mask: Tensor | None) -> tuple[Edit,
     request, method = _request_and_method(recipe)
     config = EditConfig(
         method=method,
-        steps=_field(recipe, "steps", int),
-        seed=_field(recipe, "seed", int),
-        feather=_field(recipe, "feather", (int, float)),
-        size=_field(recipe, "size", (int, type(None))),
-        refine=_field(recipe, "refine", (int, float)),
+        steps=recipe_field(recipe, "steps", int),
+        seed=recipe_field(recipe, "seed", int),
+        feather=recipe_field(recipe, "feather", (int, float)),
+        size=recipe_field(recipe, "size", (int, type(None))),
+        refine=recipe_field(recipe, "refine", (int, float)),
     )
     if "style_weight" in recipe:
-        config = replace(config, style_weight=_field(recipe, "style_weight", (int, float)))
+        config = replace(config, style_weight=recipe_field(recipe, "style_weight", (int, float)))
     return replace(request, mask=mask), config
 
 
@@ -319,8 +319,8 @@ def sketch_request(recipe: Mapping[str, Any]) -> tuple[str, SketchConfig]:
     """
     from sdsedit.sketch.draw import SketchConfig
 
-    prompt = _field(recipe, "prompt", str)
-    return prompt, SketchConfig(**_settings("a sketch", _field(recipe, "settings", dict), SketchConfig()))
+    prompt = recipe_field(recipe, "prompt", str)
+    return prompt, SketchConfig(**_settings("a sketch", recipe_field(recipe, "settings", dict), SketchConfig()))
 
 
 def svg_recipe(
@@ -370,7 +370,7 @@ def svg_request(recipe: Mapping[str, Any]) -> tuple[Edit, SvgConfig]:
     from sdsedit.sketch.change import SvgConfig
 
     request, edit = image_request(recipe, None)
-    settings = dict(_field(recipe, "shapes", dict))
+    settings = dict(recipe_field(recipe, "shapes", dict))
     if "edit" in settings:
         raise InputRefused("The recipe gives shapes a setting that they do not have: edit.")
     return request, SvgConfig(edit, **_settings("shapes", settings, SvgConfig(edit)))
@@ -427,7 +427,7 @@ def splats_request(recipe: Mapping[str, Any]) -> tuple[Edit, SplatConfig]:
     from sdsedit.splats.change import SplatConfig
 
     own = {each.name for each in fields(SplatConfig)} - {"method", "strength"}
-    settings = dict(_field(recipe, "settings", dict))
+    settings = dict(recipe_field(recipe, "settings", dict))
     for key, value in settings.items():
         if key not in own:
             raise InputRefused(f"The recipe gives a scene a setting that it does not have: {printable(str(key), 40)}.")
@@ -594,20 +594,20 @@ def _request_and_method(recipe: Mapping[str, Any]) -> tuple[Edit, Guidance]:
     from sdsedit.guidance import METHODS
     from sdsedit.request import Edit
 
-    settings = dict(_field(recipe, "method", dict))
+    settings = dict(recipe_field(recipe, "method", dict))
     name = settings.pop("name", None)
     if not isinstance(name, str) or name not in METHODS:
         known = ", ".join(METHODS)
         raise InputRefused(f"The recipe's method is {printable(str(name), 40)}: it must be one of {known}.")
     settings = _settings(name, settings, METHODS[name]())
-    words = _field(recipe, "words", (list, type(None)))
+    words = recipe_field(recipe, "words", (list, type(None)))
     if words is not None and not all(isinstance(word, str) for word in words):
         raise InputRefused("The recipe's words must be text.")
     request = Edit(
-        target=_field(recipe, "target", str),
-        source=_field(recipe, "source", (str, type(None))),
+        target=recipe_field(recipe, "target", str),
+        source=recipe_field(recipe, "source", (str, type(None))),
         words=tuple(words) if words else None,
-        negative=_field(recipe, "negative", str),
+        negative=recipe_field(recipe, "negative", str),
     )
     return request, METHODS[name](**settings)
 
@@ -625,7 +625,8 @@ def _settings(name: str, given: Mapping[str, Any], defaults: Any) -> dict[str, A
     return dict(given)
 
 
-def _field(recipe: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:
+def recipe_field(recipe: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:
+    """What a recipe has under `name`. InputRefused: nothing, or another kind of thing."""
     if name not in recipe:
         raise InputRefused(f"The recipe has no {name}.")
     if not isinstance(recipe[name], kind) or isinstance(recipe[name], bool):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -81,7 +80,7 @@ def style_request(recipe: Mapping[str, Any]) -> Asked:
     """
     from sdsedit.style import StyleConfig, Way
 
-    settings = _field(recipe, "settings", dict)
+    settings = record.recipe_field(recipe, "settings", dict)
     size, low_memory = settings.get("size"), settings.get("low_memory", False)
     given = {name: value for name, value in settings.items() if name not in ("size", "low_memory")}
     known = {each.name: each for each in fields(Way)}
@@ -97,7 +96,7 @@ def style_request(recipe: Mapping[str, Any]) -> Asked:
             raise InputRefused(f"The recipe's setting {name} of a style is of the wrong type.")
     if missing := {"sampled", "steps", "step_size"} - set(given):
         raise InputRefused(f"The recipe of a style lacks the setting {min(missing)}.")
-    texture = _field(recipe, "texture", (list, type(None)))
+    texture = record.recipe_field(recipe, "texture", (list, type(None)))
     if texture is not None and not (len(texture) == 2 and all(type(side) is int for side in texture)):
         raise InputRefused("The recipe's texture must be a width and a height.")
     if not isinstance(low_memory, bool):
@@ -107,10 +106,10 @@ def style_request(recipe: Mapping[str, Any]) -> Asked:
         references=named_files(recipe, "references"),
         regions=_named(recipe.get("regions"), "regions"),
         reference_regions=named_files(recipe, "reference_regions"),
-        prompt=_field(recipe, "prompt", (str, type(None))),
+        prompt=record.recipe_field(recipe, "prompt", (str, type(None))),
         texture=None if texture is None else (texture[1], texture[0]),
         config=StyleConfig(
-            way=Way(**given), seed=_field(recipe, "seed", int), size=size, low_memory=low_memory
+            way=Way(**given), seed=record.recipe_field(recipe, "seed", int), size=size, low_memory=low_memory
         ),
     )  # fmt: skip
 
@@ -128,22 +127,13 @@ def write_picture(
     data = images.encode_png(pixels, alpha, icc, record.dump(recipe) if "recipe" in names else None)
     files = [(names["image"], data)]
     if "recipe" in names:
-        output = {"name": names["image"].name, "sha256": hashlib.sha256(data).hexdigest()}
-        files.append((names["recipe"], (record.dump({**recipe, "output": output}) + "\n").encode("ascii")))
+        files.append((names["recipe"], record.sidecar(recipe, names["image"].name, data)))
     record.write_all(files)
-
-
-def _field(recipe: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:
-    if name not in recipe:
-        raise InputRefused(f"The recipe has no {name}.")
-    if not isinstance(recipe[name], kind) or isinstance(recipe[name], bool):
-        raise InputRefused(f"The recipe's {name} is of the wrong type.")
-    return recipe[name]
 
 
 def named_files(recipe: Mapping[str, Any], name: str) -> tuple[dict[str, str], ...]:
     """Files that a recipe names under `name`. InputRefused: they are not named as they should be."""
-    found = tuple(_named(each, name) for each in _field(recipe, name, list))
+    found = tuple(_named(each, name) for each in record.recipe_field(recipe, name, list))
     if any(each is None for each in found):
         raise InputRefused(f"The recipe's {name} must name files.")
     return tuple(each for each in found if each is not None)

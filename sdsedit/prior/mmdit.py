@@ -19,7 +19,6 @@ What differs between the two families, and stays in here:
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -31,7 +30,8 @@ from torch import Tensor, nn
 
 from sdsedit.prior import autoencoder
 from sdsedit.prior.base import Prediction, Probe, Text, Tokens
-from sdsedit.prior.text import blank, read
+from sdsedit.prior.running import bring, start_offload, twin_of
+from sdsedit.prior.text import blank, encoded, read
 from sdsedit.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
         StableDiffusion3Pipeline,
     )
 
-_CACHED_PROMPTS = 64
 _CLIP_TOKENS = 77  # the context of every CLIP text encoder; for where none is there to ask
 _T5_TOKENS = 256  # what SD3 and FLUX.1 schnell were trained with; FLUX.1 dev with twice as many
 _PACK = 2  # FLUX.1: cells a token, along a side
@@ -137,21 +136,11 @@ class MMDiTPrior:
     def twin(self) -> MMDiTPrior:
         """The same model for another thread: weights and remembered prompts are shared, but what is hung on a network
         while it runs (a probe, hooks) is each one's own."""
-        twin = copy.copy(self)
-        for part in ("transformer", "vae"):
-            network = getattr(self, part)
-            shared = {id(tensor): tensor for tensor in [*network.parameters(), *network.buffers()]}
-            setattr(twin, part, copy.deepcopy(network, shared))
-        return twin
+        return twin_of(self, ("transformer", "vae"))
 
     def start_offload(self) -> bool:
         """From here on at most one network is on the device (see `offload`); False if that was so already."""
-        if self.offload:
-            return False
-        for network in (self.text_encoders, self.transformer, self.vae):
-            nn.Module.to(network, "cpu")
-        self.offload, self.resident = True, None
-        return True
+        return start_offload(self, (self.text_encoders, self.transformer, self.vae))
 
     def _places(self) -> tuple[int, ...]:
         """How many tokens each text encoder reads."""
@@ -185,16 +174,7 @@ class MMDiTPrior:
 
     def encode_text(self, prompts: Sequence[str]) -> Text:
         """A row for each prompt, in the network's precision, never with autograd; recent prompts are remembered."""
-        if isinstance(prompts, str) or not prompts:
-            raise ValueError("encode_text needs a list of one or more prompts.")
-        for prompt in prompts:
-            # A prompt that was encoded under inference mode must also serve a caller that uses autograd.
-            with torch.inference_mode(False), torch.no_grad():
-                encoded = self._texts.pop(prompt, None) or self._encode_prompt(prompt)
-            self._texts[prompt] = encoded  # the most recent is last
-        rows = [self._texts[prompt] for prompt in prompts]
-        while len(self._texts) > _CACHED_PROMPTS:
-            del self._texts[next(iter(self._texts))]
+        rows = encoded(self._texts, prompts, self._encode_prompt)
         guidance = None
         if self.distilled_guidance is not None:
             guidance = torch.full((len(rows),), self.distilled_guidance, device=self.device)
@@ -343,12 +323,7 @@ class MMDiTPrior:
             raise ValueError(f"A latent of {self.name} is [B, {self.channels}, h, w]; got {list(z.shape)}.")
 
     def _move(self, network: nn.Module) -> None:
-        """Under offload, bring a network to the device after sending away the one that was there."""
-        if self.offload is True and self.resident is not network:
-            if self.resident is not None:
-                self.resident.to("cpu")
-            network.to(self.device)
-            self.resident = network
+        bring(self, network)
 
 
 def pack(z: Tensor) -> Tensor:  # [B, C, h, w] -> [B, h w / 4, 4 C]

@@ -5,8 +5,9 @@ All of it belongs to one model: nothing here changes a global setting of torch o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, get_args
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from sdsedit.errors import InputRefused, printable
 
+P = TypeVar("P")
 AttentionName = Literal["sdpa", "flash", "efficient", "cudnn", "math", "xformers"]
 
 # torch's own kernels: the name in torch.nn.attention.SDPBackend, and in diffusers' dispatcher, which FLUX.1 asks.
@@ -126,3 +128,33 @@ def offload_layers(network: nn.Module, device: torch.device) -> None:
     from diffusers.hooks import apply_group_offloading
 
     apply_group_offloading(network, onload_device=device, offload_device=torch.device("cpu"), offload_type="leaf_level")
+
+
+def twin_of(prior: P, parts: Sequence[str]) -> P:
+    """A prior for another thread: weights and all else are shared, but the networks named `parts` are objects of its
+    own, so that what is hung on one while it runs (a probe, hooks) is each one's own."""
+    twin = copy.copy(prior)
+    for part in parts:
+        network = getattr(prior, part)
+        shared = {id(tensor): tensor for tensor in [*network.parameters(), *network.buffers()]}
+        setattr(twin, part, copy.deepcopy(network, shared))
+    return twin
+
+
+def start_offload(prior: Any, networks: Sequence[nn.Module]) -> bool:
+    """From here on at most one of the networks is on the prior's device; False if it is offloaded already."""
+    if prior.offload:
+        return False
+    for network in networks:
+        nn.Module.to(network, "cpu")
+    prior.offload, prior.resident = True, None
+    return True
+
+
+def bring(prior: Any, network: nn.Module) -> None:
+    """Under offload, bring a network to the prior's device after sending away the one that was there."""
+    if prior.offload is True and prior.resident is not network:
+        if prior.resident is not None:
+            prior.resident.to("cpu")
+        network.to(prior.device)
+        prior.resident = network

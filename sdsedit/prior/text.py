@@ -3,9 +3,30 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
 
 from sdsedit.prior.base import Tokens
+
+_KEPT = 64  # encoded prompts
+T = TypeVar("T")
+
+
+def encoded(texts: dict[str, T], prompts: Sequence[str], encode: Callable[[str], T]) -> list[T]:
+    """A row for each prompt, never with autograd; `texts` remembers the recent ones. ValueError: no list of prompts."""
+    if isinstance(prompts, str) or not prompts:
+        raise ValueError("encode_text needs a list of one or more prompts.")
+    for prompt in prompts:
+        # A prompt that was encoded under inference mode must also serve a caller that uses autograd.
+        with torch.inference_mode(False), torch.no_grad():
+            row = texts.pop(prompt, None) or encode(prompt)
+        texts[prompt] = row  # the most recent is last
+    rows = [texts[prompt] for prompt in prompts]
+    while len(texts) > _KEPT:
+        del texts[next(iter(texts))]
+    return rows
 
 
 def read(tokenizer: Any, prompt: str, length: int) -> Tokens:

@@ -5,7 +5,6 @@ Everything that differs between models is read from their configs; nothing above
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 
 from sdsedit.prior import autoencoder
 from sdsedit.prior.base import Prediction, Probe, Text, Tokens
-from sdsedit.prior.text import read
+from sdsedit.prior.running import bring, start_offload, twin_of
+from sdsedit.prior.text import encoded, read
 from sdsedit.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
         StableDiffusionXLPipeline,
         UNet2DConditionModel,
     )
-
-_CACHED_PROMPTS = 64
 
 
 class UNetPrior:
@@ -118,12 +116,7 @@ class UNetPrior:
     def twin(self) -> UNetPrior:
         """The same model for another thread: weights and remembered prompts are shared, but what is hung on a network
         while it runs (a probe, hooks) is each one's own."""
-        twin = copy.copy(self)
-        for part in ("unet", "vae"):
-            network = getattr(self, part)
-            shared = {id(tensor): tensor for tensor in [*network.parameters(), *network.buffers()]}
-            setattr(twin, part, copy.deepcopy(network, shared))
-        return twin
+        return twin_of(self, ("unet", "vae"))
 
     def tokenize(self, prompt: str) -> Tokens:
         """The prompt as the first text encoder reads it; SDXL's two encoders cut words in the same places."""
@@ -131,16 +124,7 @@ class UNetPrior:
 
     def encode_text(self, prompts: Sequence[str]) -> Text:
         """A row for each prompt, in the network's precision, never with autograd; recent prompts are remembered."""
-        if isinstance(prompts, str) or not prompts:
-            raise ValueError("encode_text needs a list of one or more prompts.")
-        for prompt in prompts:
-            # A prompt that was encoded under inference mode must also serve a caller that uses autograd.
-            with torch.inference_mode(False), torch.no_grad():
-                encoded = self._texts.pop(prompt, None) or self._encode_prompt(prompt)
-            self._texts[prompt] = encoded  # the most recent is last
-        rows = [self._texts[prompt] for prompt in prompts]
-        while len(self._texts) > _CACHED_PROMPTS:
-            del self._texts[next(iter(self._texts))]
+        rows = encoded(self._texts, prompts, self._encode_prompt)
         pooled = [summary for _, summary in rows if summary is not None]
         return Text(tuple(prompts), torch.cat([embeds for embeds, _ in rows]), torch.cat(pooled) if pooled else None)
 
@@ -233,17 +217,7 @@ class UNetPrior:
 
     def start_offload(self) -> bool:
         """From here on at most one network is on the device (see `offload`); False if that was so already."""
-        if self.offload:
-            return False
-        for network in (self.text_encoders, self.unet, self.vae):
-            nn.Module.to(network, "cpu")
-        self.offload, self.resident = True, None
-        return True
+        return start_offload(self, (self.text_encoders, self.unet, self.vae))
 
     def _move(self, network: nn.Module) -> None:
-        """Under offload, bring a network to the device after sending away the one that was there."""
-        if self.offload is True and self.resident is not network:
-            if self.resident is not None:
-                self.resident.to("cpu")
-            network.to(self.device)
-            self.resident = network
+        bring(self, network)

@@ -6,8 +6,10 @@ import asyncio
 import html
 import inspect
 import logging
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
+from pathlib import Path
 from typing import Any
 
 from sdsedit.errors import InputRefused, OutOfMemory, out_of_memory
@@ -130,3 +132,39 @@ def waiting_line(ahead: int, state: str) -> str:
         return "The model is loading; your job comes next."
     jobs = "1 job is" if ahead == 1 else f"{ahead} jobs are"
     return f"{jobs} ahead of yours." if ahead else "Yours is next."
+
+
+# ---- what a tab's widgets run in the browser, and files on their way there and back
+
+
+def on_press(name: str, number: bool = False) -> str:
+    """Script of a gr.HTML: a press of one of its `button[data-NAME]` is its select event, which says {NAME: ...}."""
+    value = f"button.dataset.{name}"
+    return f"""
+element.addEventListener("click", (event) => {{
+  const button = event.target.closest("button[data-{name}]");
+  if (button) trigger("select", {{{name}: {f"Number({value})" if number else value}}});
+}});
+"""
+
+
+def press_saved(id: str) -> str:
+    """Script of an event: press the download button of this id, once it has its file."""
+    return f"() => setTimeout(() => document.querySelector('#{id} a, a#{id}, #{id}')?.click(), 150)"
+
+
+def look_at(id: str) -> str:
+    """Script of an event: on a phone what is made stands below the fold; go there when it begins."""
+    return f"() => {{ if (innerWidth < 760) document.querySelector('#{id}').scrollIntoView({{behavior: 'smooth'}}); }}"
+
+
+def path_of(payload: Any) -> str | None:
+    """A widget's preprocess: the uploaded file itself, unopened; ours are read by sdsedit.io, in its limits."""
+    return None if payload is None else payload.path
+
+
+def place_to_serve(folder: Path, name: str) -> Path:
+    """Where a file of this name may be written for Gradio to serve, in a new folder that nobody can guess."""
+    place = folder / secrets.token_hex(16)
+    place.mkdir(parents=True)
+    return place / name

@@ -11,19 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from sdsedit.errors import printable
-from sdsedit.known_models import KNOWN_MODELS
+from sdsedit.known_models import KNOWN_MODELS, bytes_told, folder_size
 from sdsedit.licences import FILE, Licences
 from sdsedit.prior.load import ModelNotFound, builtin_path
-from sdsedit.web.events import done, handler
+from sdsedit.web.events import done, handler, on_press
 from sdsedit.web.settings import Settings
 from sdsedit.web.worker import Worker
 
-ON_BUTTON = """
-element.addEventListener("click", (event) => {
-  const button = event.target.closest("button[data-model]");
-  if (button) trigger("select", {model: button.dataset.model});
-});
-"""
+ON_BUTTON = on_press("model")
 _NOTE = (
     "This page never downloads a model. It works with the one that it was started with; to take another, get it as its "
     "card says and start the page with <code>python app.py --model NAME</code>."
@@ -79,12 +74,12 @@ def models(used: str) -> list[Model]:
     found: list[Model] = []
     with suppress(ModelNotFound):
         what, licence = "A small model of emoji scenes, 128 pixels; ships with sdsedit.", "Apache-2.0, like sdsedit."
-        found.append(Model("builtin", "Built-in model", what, licence, _size(builtin_path()), ""))
+        found.append(Model("builtin", "Built-in model", what, licence, folder_size(builtin_path()), ""))
     for id, known in KNOWN_MODELS.items():
         found.append(Model(id, id.split("/")[-1], f"{known.what}.", known.licence, _cached(id), known.how))
     if used not in {model.id for model in found}:
         folder = Path(used)
-        size = _size(folder) if folder.is_dir() else _cached(used)
+        size = folder_size(folder) if folder.is_dir() else _cached(used)
         name = printable(folder.name, 80)
         found.insert(0, Model(used, name, "A model of your own.", "As its makers say.", size, ""))
     return found
@@ -95,7 +90,7 @@ def cards(found: list[Model], used: str, known: dict[str, dict[str, Any]]) -> st
     made = []
     for model in sorted(found, key=lambda model: (model.id != used, not model.size)):
         badges = ['<span class="badge here">in use</span>'] if model.id == used else []
-        state = f"here, {_bytes(model.size)}" if model.size else "not here"
+        state = f"here, {bytes_told(model.size)}" if model.size else "not here"
         badges.append(f'<span class="badge{" here" if model.size else ""}">{state}</span>')
         lines = [
             f"<h3>{html.escape(model.name)}</h3>",
@@ -141,11 +136,13 @@ def machine_line(state: str, found: dict[str, Any] | None) -> str:
         return f'<p class="notes" role="status">{html.escape(line)}</p>'
     parts = [f"Runs on {found['device']}."]
     if found["model"]:
-        parts.append(f"The model takes {_bytes(found['model'])} of memory.")
+        parts.append(f"The model takes {bytes_told(found['model'])} of memory.")
     if found["memory"]:
-        parts.append(f"This page has used {_bytes(found['memory'])} at most so far, of {_bytes(found['whole'])}.")
+        parts.append(
+            f"This page has used {bytes_told(found['memory'])} at most so far, of {bytes_told(found['whole'])}."
+        )
     if found["gpu"]:
-        parts.append(f"On the GPU it has used {_bytes(found['gpu'])} at most, of {_bytes(found['gpu_whole'])}.")
+        parts.append(f"On the GPU it has used {bytes_told(found['gpu'])} at most, of {bytes_told(found['gpu_whole'])}.")
     return f'<p class="notes" role="status">{html.escape(" ".join(parts))}</p>'
 
 
@@ -195,12 +192,4 @@ def _cached(id: str) -> int:
         found = try_to_load_from_cache(model, "model_index.json", revision=revision or None)
     except ValueError:  # no name of a hub model
         return 0
-    return _size(Path(found).parent) if isinstance(found, str) else 0
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(count / 1e6, 1):.0f} MB"
+    return folder_size(Path(found).parent) if isinstance(found, str) else 0
