@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import html
-import secrets
 import shutil
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
@@ -19,7 +18,7 @@ import numpy as np
 from sdsedit.errors import InputRefused, printable
 from sdsedit.io import images, record, splats, svg
 from sdsedit.web import image_work, sketch_work, splat_work, style_work
-from sdsedit.web.events import handler, news, waiting_line
+from sdsedit.web.events import handler, news, on_press, place_to_serve, press_saved, waiting_line
 from sdsedit.web.history import History, Item
 from sdsedit.web.image_work import Progress
 from sdsedit.web.sessions import Sessions
@@ -31,15 +30,8 @@ EMPTY = "What you make in the other tabs will be kept here, with everything that
 NOTHING = "Nothing here has these words."
 CHOOSE = "Press a result to look at it."
 KIND_NAMES = {"image": "Picture", "sketch": "Drawing", "splats": "Scene", "style": "Style"}
-ON_CARD = """
-element.addEventListener("click", (event) => {
-  const card = event.target.closest("button[data-result]");
-  if (card) trigger("select", {result: card.dataset.result});
-});
-"""
-SAVE = (
-    "() => setTimeout(() => document.querySelector('#history-saved a, a#history-saved, #history-saved')?.click(), 150)"
-)
+ON_CARD = on_press("result")
+SAVE = press_saved("history-saved")
 
 
 @dataclass
@@ -317,15 +309,12 @@ class HistoryTab:
 
     def _copy(self, path: Path) -> Path:
         """A file of the history where Gradio may serve it."""
-        folder = self.settings.folder / secrets.token_hex(16)
-        folder.mkdir(parents=True)
-        return Path(shutil.copyfile(path, folder / path.name))
+        return Path(shutil.copyfile(path, place_to_serve(self.settings.folder, path.name)))
 
     def _file(self, name: str, data: bytes) -> Path:
-        folder = self.settings.folder / secrets.token_hex(16)
-        folder.mkdir(parents=True)
-        (folder / name).write_bytes(data)
-        return folder / name
+        path = place_to_serve(self.settings.folder, name)
+        path.write_bytes(data)
+        return path
 
 
 # ---- the same again

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import html
-import secrets
 import shutil
 import tempfile
 import time
@@ -23,7 +22,17 @@ from sdsedit.io import images
 from sdsedit.prior.load import builtin_path
 from sdsedit.request import check_number
 from sdsedit.web import image_work as work
-from sdsedit.web.events import done, handler, news, waiting_line
+from sdsedit.web.events import (
+    done,
+    handler,
+    look_at,
+    news,
+    on_press,
+    path_of,
+    place_to_serve,
+    press_saved,
+    waiting_line,
+)
 from sdsedit.web.image_work import Desk, Order, Progress, Result, State, Table
 from sdsedit.web.sessions import Sessions
 from sdsedit.web.settings import Settings, shown_name
@@ -67,15 +76,9 @@ PAINTING = 640  # pixels, the longer side of the canvas
 MADE_FOR = 600.0  # seconds that a file to download stays where it was written
 EMPTY = "Your picture will change here. Drop one on the left, or take an example."
 READY = "Say what should be in the picture, then press Edit."
-ON_CHIP = """
-element.addEventListener("click", (event) => {
-  const chip = event.target.closest("button[data-word]");
-  if (chip) trigger("select", {word: Number(chip.dataset.word)});
-});
-"""
-# On a phone what is made stands below the fold: go there when it begins.
-LOOK = "() => { if (innerWidth < 760) document.querySelector('#views').scrollIntoView({behavior: 'smooth'}); }"
-SAVE = "() => setTimeout(() => document.querySelector('#saved a, a#saved, #saved')?.click(), 150)"
+ON_CHIP = on_press("word", number=True)
+LOOK = look_at("views")
+SAVE = press_saved("saved")
 
 
 def examples() -> list[Path]:
@@ -107,7 +110,7 @@ class ImageTab:
                     label="Picture", sources=["upload", "clipboard"], type="filepath", format="png", height=300,
                     elem_id="picture", buttons=[], placeholder="Drop a picture here, or press to choose one",
                 )  # fmt: skip
-                self.picture.preprocess = _path_of  # its own opens any kind of file; ours are read by io.images
+                self.picture.preprocess = path_of  # its own opens any kind of file; ours are read by io.images
                 shown = examples()
                 self.examples = gr.Gallery(
                     [str(path) for path in shown], label="Examples", show_label=False, columns=len(shown) or 1,
@@ -135,7 +138,7 @@ class ImageTab:
                     label="Mask: white may change, black stays; exactly as large as the picture", type="filepath",
                     sources=["upload"], format="png", height=180, elem_id="mask", visible=False, buttons=[],
                 )  # fmt: skip
-                self.mask.preprocess = _path_of
+                self.mask.preprocess = path_of
                 with gr.Accordion("More settings", open=False, elem_id="more"):
                     self.method = gr.Dropdown(METHOD_CHOICES, value="lusd", label="Method", elem_id="method")
                     specs = [self.settings.model, *self.settings.more_models]
@@ -593,17 +596,11 @@ class ImageTab:
             with contextlib.suppress(OSError):  # another event was faster
                 if time.time() - old.stat().st_mtime > MADE_FOR:
                     shutil.rmtree(old)
-        folder = made / secrets.token_hex(16)
-        folder.mkdir()
-        (folder / name).write_bytes(data)
-        return str(folder / name)
+        path = place_to_serve(made, name)
+        path.write_bytes(data)
+        return str(path)
 
 
 def _changed(state: State) -> str:
     caption = "White is what changed; black is the picture's own pixels, bit for bit."
     return work.figure(np.repeat(state.weight[..., None], 3, axis=2), caption, "Mask of what changed")
-
-
-def _path_of(payload: Any) -> str | None:
-    """The uploaded file itself, unopened."""
-    return None if payload is None else payload.path

@@ -20,7 +20,7 @@ from sdsedit.io import svg
 from sdsedit.prior.load import builtin_path
 from sdsedit.sketch.draw import SketchConfig
 from sdsedit.web import image_work, sketch_work
-from sdsedit.web.events import done, handler, news, waiting_line
+from sdsedit.web.events import done, handler, news, on_press, path_of, place_to_serve, press_saved, waiting_line
 from sdsedit.web.history import History
 from sdsedit.web.image_work import Progress
 from sdsedit.web.sessions import Sessions
@@ -43,13 +43,8 @@ EMPTY = "Say what to draw, and it will appear here, stroke by stroke."
 BLANK = "Drop an SVG, or take an example."
 READY = "Say what the drawing should show, then press Change."
 BEGINNING = "The model draws a picture of the words first; the strokes follow it."
-ON_EXAMPLE = """
-element.addEventListener("click", (event) => {
-  const button = event.target.closest("button[data-example]");
-  if (button) trigger("select", {example: Number(button.dataset.example)});
-});
-"""
-SAVE = "() => setTimeout(() => document.querySelector('#sketch-saved a, a#sketch-saved, #sketch-saved')?.click(), 150)"
+ON_EXAMPLE = on_press("example", number=True)
+SAVE = press_saved("sketch-saved")
 
 
 def examples() -> list[Drawing]:
@@ -121,7 +116,7 @@ class SketchTab:
                         label="Drawing (SVG)", file_types=[".svg", ".svgz"], file_count="single", type="filepath",
                         height=150, elem_id="sketch-file",
                     )  # fmt: skip
-                    self.file.preprocess = _path_of  # ours are read by io.svg
+                    self.file.preprocess = path_of  # ours are read by io.svg
                     shown = examples()
                     self.examples = gr.HTML(
                         _example_buttons(shown), js_on_load=ON_EXAMPLE, elem_id="sketch-examples", visible=bool(shown)
@@ -509,10 +504,9 @@ class SketchTab:
 
     def _file(self, name: str, data: bytes) -> str:
         """A file that Gradio may serve, in a folder that nobody can guess."""
-        folder = self.settings.folder / secrets.token_hex(16)
-        folder.mkdir(parents=True)
-        (folder / name).write_bytes(data)
-        return str(folder / name)
+        path = place_to_serve(self.settings.folder, name)
+        path.write_bytes(data)
+        return str(path)
 
 
 def _caption(made: Made) -> str:
@@ -541,8 +535,3 @@ def _example_buttons(shown: list[Drawing]) -> str:
             f'<img alt="" src="data:image/svg+xml;base64,{data}"></button>'
         )
     return f'<div class="thumbs" role="group" aria-label="Examples">{"".join(buttons)}</div>'
-
-
-def _path_of(payload: Any) -> str | None:
-    """The uploaded file itself, unopened."""
-    return None if payload is None else payload.path

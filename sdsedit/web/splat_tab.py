@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import html
-import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from dataclasses import replace
@@ -19,7 +18,7 @@ from sdsedit.guidance import MIN_STRENGTH
 from sdsedit.prior.load import builtin_path
 from sdsedit.splats.change import SplatConfig
 from sdsedit.web import image_work, splat_work
-from sdsedit.web.events import done, handler, news, waiting_line
+from sdsedit.web.events import done, handler, news, on_press, path_of, place_to_serve, press_saved, waiting_line
 from sdsedit.web.history import History
 from sdsedit.web.sessions import Sessions
 from sdsedit.web.settings import Settings
@@ -51,18 +50,8 @@ WHERE = [("At the new words", "new"), ("At words I choose", "words")]
 QUICK_VIEWS = 8  # from which a word that was pressed is looked for
 EMPTY = "Drop a scene, or take an example."
 READY = "Drag to look around. Press a word to see where it is in the scene."
-ON_CHIP = """
-element.addEventListener("click", (event) => {
-  const chip = event.target.closest("button[data-word]");
-  if (chip) trigger("select", {word: Number(chip.dataset.word)});
-});
-"""
-ON_EXAMPLE = """
-element.addEventListener("click", (event) => {
-  const button = event.target.closest("button[data-example]");
-  if (button) trigger("select", {example: button.dataset.example});
-});
-"""
+ON_CHIP = on_press("word", number=True)
+ON_EXAMPLE = on_press("example")
 VIEWER = """
 <div class="splats" data-state="empty">
   <div class="picture">
@@ -81,7 +70,7 @@ VIEWER = """
   <p class="keys">Drag or press the arrow keys to look around; pinch, + and - come nearer and go back.</p>
 </div>
 """
-SAVE = "() => setTimeout(() => document.querySelector('#splat-saved a, a#splat-saved, #splat-saved')?.click(), 150)"
+SAVE = press_saved("splat-saved")
 _SCRIPT = Path(__file__).parent / "viewer" / "splats.js"
 
 
@@ -115,7 +104,7 @@ class SplatTab:
                     label="Scene (.ply or .spz)", file_types=[".ply", ".spz"], file_count="single", type="filepath",
                     height=150, elem_id="splat-file",
                 )  # fmt: skip
-                self.file.preprocess = _path_of  # ours are read by io.splats
+                self.file.preprocess = path_of  # ours are read by io.splats
                 shown = examples()
                 self.examples = gr.HTML(
                     _example_buttons(shown), js_on_load=ON_EXAMPLE, elem_id="splat-examples", visible=bool(shown)
@@ -538,10 +527,9 @@ class SplatTab:
 
     def _file(self, name: str, data: bytes) -> str:
         """A file that Gradio may serve, in a folder that nobody can guess."""
-        folder = self.settings.folder / secrets.token_hex(16)
-        folder.mkdir(parents=True)
-        (folder / name).write_bytes(data)
-        return str(folder / name)
+        path = place_to_serve(self.settings.folder, name)
+        path.write_bytes(data)
+        return str(path)
 
 
 def gr_film(ready: bool) -> Any:
@@ -562,8 +550,3 @@ def _example_buttons(shown: dict[str, Path]) -> str:
         for name in shown
     )
     return f'<div class="chips" role="group" aria-label="Examples"><span class="hint">Examples</span>{buttons}</div>'
-
-
-def _path_of(payload: Any) -> str | None:
-    """The uploaded file itself, unopened."""
-    return None if payload is None else payload.path

@@ -20,7 +20,17 @@ from sdsedit.io import images
 from sdsedit.io.images import Picture
 from sdsedit.prior.load import builtin_path
 from sdsedit.web import image_tab, image_work, style_work
-from sdsedit.web.events import done, handler, news, waiting_line
+from sdsedit.web.events import (
+    done,
+    handler,
+    look_at,
+    news,
+    on_press,
+    path_of,
+    place_to_serve,
+    press_saved,
+    waiting_line,
+)
 from sdsedit.web.history import History
 from sdsedit.web.image_work import Progress
 from sdsedit.web.sessions import Sessions
@@ -38,14 +48,9 @@ READY = {
 }
 THUMBNAIL = 112  # pixels
 ORDER = ("mosaic", "stained_glass", "brushwork", "pebbles", "leaves", "watercolour", "scales", "dots")
-ON_EXAMPLE = """
-element.addEventListener("click", (event) => {
-  const button = event.target.closest("button[data-example]");
-  if (button) trigger("select", {example: Number(button.dataset.example)});
-});
-"""
-SAVE = "() => setTimeout(() => document.querySelector('#style-saved a, a#style-saved, #style-saved')?.click(), 150)"
-LOOK = "() => { if (innerWidth < 760) document.querySelector('#style-stage').scrollIntoView({behavior: 'smooth'}); }"
+ON_EXAMPLE = on_press("example", number=True)
+SAVE = press_saved("style-saved")
+LOOK = look_at("style-stage")
 
 
 def examples() -> list[Path]:
@@ -76,7 +81,7 @@ class StyleTab:
                 label=label, sources=["upload", "clipboard"], type="filepath", format="png", height=height,
                 elem_id=id, buttons=[], placeholder="Drop a picture here, or press to choose one",
             )  # fmt: skip
-            widget.preprocess = _path_of  # its own opens any kind of file; ours are read by io.images
+            widget.preprocess = path_of  # its own opens any kind of file; ours are read by io.images
             return widget
 
         def thumbnails(paths: list[Path], label: str, id: str) -> Any:
@@ -447,10 +452,9 @@ class StyleTab:
 
     def _file(self, name: str, data: bytes) -> str:
         """A file that Gradio may serve, in a folder that nobody can guess."""
-        folder = self.settings.folder / secrets.token_hex(16)
-        folder.mkdir(parents=True)
-        (folder / name).write_bytes(data)
-        return str(folder / name)
+        path = place_to_serve(self.settings.folder, name)
+        path.write_bytes(data)
+        return str(path)
 
 
 def _buttons(paths: list[Path], label: str) -> str:
@@ -472,8 +476,3 @@ def _buttons(paths: list[Path], label: str) -> str:
 
 def _shown(picture: Picture | None) -> Any:
     return None if picture is None else image_work.view(picture.rgb)
-
-
-def _path_of(payload: Any) -> str | None:
-    """The uploaded file itself, unopened."""
-    return None if payload is None else payload.path
