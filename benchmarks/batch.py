@@ -72,6 +72,7 @@ def side_by_side(jobs: int = 8, rounds: int = 3) -> dict[str, Any]:
 
     Each round does both, so that whatever else the machine does hits both alike; times are medians over rounds.
     """
+    local.keep_memory()  # as a worker does
     prior = load_prior("builtin", device="cpu")
     paths = sorted(EXAMPLES.glob("*.png"))
 
@@ -230,8 +231,8 @@ turns, {both["rounds"]} rounds, medians (load {both["load"]:.1f}): {both["alone"
 
 On a CPU the threads of one small pass mostly wait for each other, at the end of every operation. Several workers with
 fewer threads each do not, and give results equal to the bit to those of one worker with as many threads; `--together`
-has tables of one thread each over one copy of the model, and on a GPU fills it where a second worker would need a
-second copy.
+has tables of one thread each over one copy of the model, whose convolutions it lays out channels last meanwhile, and on
+a GPU fills it where a second worker would need a second copy.
 
 ## The queue's own share
 

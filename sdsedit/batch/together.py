@@ -5,10 +5,11 @@ keeps busy. The loops know nothing of it. Each has its own seed, steps and metho
 still at the table, so that those that walk in step share every pass.
 
 The threads of a CPU wait for each other at the end of every operation, which costs a small pass as much as they gain.
-There the loops sit at several tables, each with the same weights and a thread of its own.
+There the loops sit at several tables, each with the same weights and a thread of its own; and the weights are laid out
+for many rows.
 
-A result differs from that of the same edit alone by rounding: a convolution over more rows, or by fewer threads, adds
-up in another order.
+A result differs from that of the same edit alone by rounding: a convolution over more rows, by fewer threads or in
+another layout adds up in another order.
 """
 
 from __future__ import annotations
@@ -63,10 +64,17 @@ class Table:
     def run(self, loops: Sequence[Callable[[Prior], T]]) -> list[T | BaseException]:
         """Run all loops, each with a prior of its own; what each returned or raised. Called in the thread that may use
         the device: all work of the network is done in it, but for a CPU's."""
+        if self._prior.device.type != "cpu":
+            return self._serve(loops)
+        layout = getattr(self._prior, "for_many_rows", nullcontext)  # not every kind of model has one, nor twins
+        with layout():
+            return self._on_cpu(loops)
+
+    def _on_cpu(self, loops: Sequence[Callable[[Prior], T]]) -> list[T | BaseException]:
         threads = torch.get_num_threads()
         tables = self._tables or min(threads, len(loops) // 2, _MAX_TABLES)
-        twin = getattr(self._prior, "twin", None)  # not every kind of model has one
-        if self._prior.device.type != "cpu" or twin is None or tables < 2:
+        twin = getattr(self._prior, "twin", None)
+        if twin is None or tables < 2:
             return self._serve(loops)
         others = [Table(twin()) for _ in range(tables - 1)]
         for other in others:

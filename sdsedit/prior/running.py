@@ -6,7 +6,8 @@ All of it belongs to one model: nothing here changes a global setting of torch o
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
@@ -139,6 +140,19 @@ def twin_of(prior: P, parts: Sequence[str]) -> P:
         shared = {id(tensor): tensor for tensor in [*network.parameters(), *network.buffers()]}
         setattr(twin, part, copy.deepcopy(network, shared))
     return twin
+
+
+@contextmanager
+def channels_last(networks: Sequence[nn.Module]) -> Iterator[None]:
+    """While it lasts, the weights of convolutions lie with their channels last, and what passes through follows them:
+    between convolutions and attention nothing is turned round."""
+    try:
+        for network in networks:
+            network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # not in torch's stubs
+        yield
+    finally:
+        for network in networks:
+            network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
 
 
 def start_offload(prior: Any, networks: Sequence[nn.Module]) -> bool:

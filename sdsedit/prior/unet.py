@@ -6,7 +6,7 @@ Everything that differs between models is read from their configs; nothing above
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sdsedit.prior import autoencoder
 from sdsedit.prior.base import Prediction, Probe, Text, Tokens
-from sdsedit.prior.running import bring, start_offload, twin_of
+from sdsedit.prior.running import bring, channels_last, start_offload, twin_of
 from sdsedit.prior.text import encoded, read
 from sdsedit.schedule import Schedule
 
@@ -117,6 +117,11 @@ class UNetPrior:
         """The same model for another thread: weights and remembered prompts are shared, but what is hung on a network
         while it runs (a probe, hooks) is each one's own."""
         return twin_of(self, ("unet", "vae"))
+
+    def for_many_rows(self) -> AbstractContextManager[None]:
+        """While it lasts, here and in every twin, passes of many rows cost a CPU less, and passes of few more; answers
+        differ by rounding."""
+        return channels_last((self.unet, self.vae))
 
     def tokenize(self, prompt: str) -> Tokens:
         """The prompt as the first text encoder reads it; SDXL's two encoders cut words in the same places."""
