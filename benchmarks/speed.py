@@ -7,8 +7,13 @@
 - optimisation: `EditResult.seconds` of the same edit with the model loaded (encoding and decoding included);
 - probe: median seconds of a batch-2 forward that records one row, over the median of the plain one, the two in turns
   (plain, probe, plain, probe, ...), so that whatever else the machine does hits both alike;
+- floor: what one pass of the network needs at least, the larger of its multiplications over the rate of a large matrix
+  product here and of its weights' bytes over the rate of a large copy; and how much of the real pass that is;
+- energy of an edit, where the machine tells it: the processor's (RAPL) and the GPU's (NVML, if pynvml is installed);
 - reference: seconds of an edit by benchmarks/reference_loop.py over those of the same edit here, steps in turns;
-- methods: median seconds between two steps.
+- methods: median seconds between two steps;
+- `--true-size`: a LUSD step of Stable Diffusion 1.5's true configuration with random weights at 512 x 512, and on a GPU
+  of SDXL's and FLUX.1's at 1024 x 1024.
 
 Medians throughout. Nothing else should run meanwhile: the load average is written down with the numbers, and the
 command's processor time tells a slow edit from a busy machine.
@@ -18,6 +23,7 @@ Writes docs/benchmarks/speed.md. Linux and macOS (peak memory is getrusage's).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import resource
@@ -26,13 +32,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from sdsedit.prior import UNetPrior
+    from sdsedit.prior.base import Prior
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "benchmarks"
@@ -126,10 +135,101 @@ def optimisation(prior: UNetPrior, runs: int) -> list[Row]:
 
     image, request = read_picture(str(PICTURE)).tensor(), Edit(target=TARGET, source=SOURCE)
     edit(image, prior, request, EditConfig(steps=2))  # first calls allocate and choose kernels
+    before = energy()
     results = [edit(image, prior, request) for _ in range(runs)]
+    after = energy()
     steps = results[0].steps_done
     seconds = statistics.median(result.seconds for result in results)
-    return [Row(f"its optimisation, {steps} steps, model loaded", seconds, "{:.1f} s", 10.0)]
+    rows = [
+        Row(f"its optimisation, {steps} steps, model loaded", seconds, "{:.1f} s", 10.0),
+        Row("steps a second, encoding and decoding counted in", steps / seconds, "{:.1f}"),
+    ]
+    if before is not None and after is not None:
+        rows.append(Row("its energy", (after - before) / runs, "{:.0f} J"))
+    if prior.device.type == "cuda":
+        import torch
+
+        rows.append(Row("its peak memory on the GPU", torch.cuda.max_memory_allocated() / 1e6, "{:.0f} MB"))
+    return rows
+
+
+def energy() -> float | None:
+    """Joules that processors and GPUs have used since some time before; None if this machine does not tell."""
+    told = []
+    for counter in Path("/sys/class/powercap").glob("intel-rapl:[0-9]"):  # a package each
+        with contextlib.suppress(OSError):  # only root may read it on some machines
+            told.append(int((counter / "energy_uj").read_text()) / 1e6)
+    try:
+        import pynvml  # pyright: ignore[reportMissingImports]
+
+        pynvml.nvmlInit()
+        for k in range(pynvml.nvmlDeviceGetCount()):
+            told.append(pynvml.nvmlDeviceGetTotalEnergyConsumption(pynvml.nvmlDeviceGetHandleByIndex(k)) / 1e3)
+    except ImportError:
+        pass
+    except pynvml.NVMLError:  # no driver, or a GPU that does not count
+        pass
+    return sum(told) if told else None
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What this machine does at most: operations a second in one number type, and bytes a second."""
+
+    operations: float
+    bytes: float
+
+
+def rates(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> Rates:
+    """Measured: a product of two square matrices, and a copy that fits no cache (read and written counted)."""
+    import torch
+
+    side = 2048 if device.type == "cpu" else 8192
+    a = torch.randn(side, side, device=device, dtype=dtype)
+    there = torch.zeros(2**27, device=device)  # 512 MiB
+    here = torch.zeros_like(there)
+    products, copies = [], []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        float((a @ a)[0, 0])
+        middle = time.perf_counter()
+        here.copy_(there)
+        float(here[0])
+        products.append(middle - start)
+        copies.append(time.perf_counter() - middle)
+    return Rates(2 * side**3 / statistics.median(products), 8 * there.numel() / statistics.median(copies))
+
+
+def work(prior: Prior, rows: int) -> tuple[float, float]:
+    """Operations of one pass (a multiplication and an addition are two) of so many rows on the native latent, and
+    bytes of the network's weights."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from benchmarks.backbones import blank_text
+
+    network: Any = getattr(prior, "unet", None) or getattr(prior, "transformer", None)
+    weights = sum(w.numel() * w.element_size() for w in network.parameters())
+    side = prior.native // prior.factor
+    z = torch.zeros(rows, prior.channels, side, side, device=prior.device)
+    # As plain products, for a CPU's fused attention is not counted.
+    with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
+        prior.predict(z, torch.full((rows,), 0.5, device=prior.device), blank_text(prior, rows))  # pyright: ignore[reportArgumentType]
+    return float(counted.get_total_flops()), float(weights)
+
+
+def floor(prior: Prior, rows: int, seconds: float, most: Rates) -> list[Row]:
+    """How far a pass of `seconds` is from what the machine could do."""
+    operations, weights = work(prior, rows)
+    least = max(operations / most.operations, weights / most.bytes)
+    return [
+        Row(f"a pass of {rows} rows", operations / 1e9, "{:.0f} G operations"),
+        Row("a large matrix product here", most.operations / 1e9, "{:.0f} G operations/s"),
+        Row("a large copy here, bytes read and written", most.bytes / 1e9, "{:.1f} GB/s"),
+        Row("so a pass needs at least", 1000 * least, "{:.1f} ms"),
+        Row("which is this share of the real one", 100 * least / seconds, "{:.0f} %"),
+    ]
 
 
 def probe_overhead(prior: UNetPrior, pairs: int) -> list[Row]:
@@ -158,6 +258,7 @@ def probe_overhead(prior: UNetPrior, pairs: int) -> list[Row]:
     return [
         Row("forward, batch 2, plain", 1000 * plain, "{:.1f} ms"),
         Row(f"the probe's overhead on it, {pairs} pairs", 100 * (listening / plain - 1), "{:.1f} %", 10.0),
+        *floor(prior, 2, plain, rates(prior.device, prior.dtype)),
     ]
 
 
@@ -219,14 +320,39 @@ def against_reference(prior: UNetPrior, half: UNetPrior, steps: int, runs: int) 
         step = f"{each['ours']:.3f}" if name == "lusd" else ""
         lines.append(f"| `{name}` | {step} | {calls[name]} | {statistics.median(took):.1f} |")
         what = f"an edit with `{name}`, times as fast as the faster reference's"
-        rows.append(Row(what, min(fp32, autocast) / statistics.median(took), "{:.1f}", 2.0, least=True))
+        gate = 3.0 if prior.device.type == "cuda" else 2.0
+        rows.append(Row(what, min(fp32, autocast) / statistics.median(took), "{:.1f}", gate, least=True))
     lines.append(f"| `lusd` with bf16 weights | {each['ours in bf16']:.3f} | as `lusd` | |")
     rows.append(Row("a step, times as fast as the reference's, both fp32", each["fp32"] / each["ours"], "{:.2f}"))
     return rows, lines
 
 
-def true_size(steps: int = 1) -> list[str]:
-    """The same for Stable Diffusion 1.5's true configuration with random weights, at 512 x 512: steps in turns."""
+@dataclass(frozen=True)
+class Steps:
+    """LUSD steps of a published configuration with random weights, at its own size."""
+
+    name: str
+    step: float  # seconds
+    operations: float  # of a pass
+    weights: float  # bytes
+    reference: dict[str, float] = field(default_factory=dict)  # seconds of a step of the reference loop
+
+    def cells(self, most: Rates) -> str:
+        least = max(self.operations / most.operations, self.weights / most.bytes)
+        loops = ", ".join(
+            f"{took:.3g} s {name} ({took / self.step:.2f} times)" for name, took in self.reference.items()
+        )
+        return (
+            f"| {self.name} | {self.step:.3g} | {1 / self.step:.3g} | {self.operations / 1e12:.2f} T | "
+            f"{100 * least / self.step:.0f} % | {300 * self.step:.0f} | {loops} |"
+        )
+
+
+def true_size(name: str, device: torch.device, dtype: torch.dtype, steps: int, beside: bool) -> Steps:
+    """A model's true configuration: `steps` LUSD steps after one that is not timed, in turns with the reference loop's
+    where `beside`; medians. The reference has float32 weights, whatever ours are."""
+    import copy
+
     import torch
 
     from benchmarks import reference_loop
@@ -235,38 +361,57 @@ def true_size(steps: int = 1) -> list[str]:
     from sdsedit.guidance.base import Prompts, Step
 
     torch.manual_seed(0)
-    prior: Any = build("sd15", "cpu", text=False)
+    prior: Any = build(name, str(device), text=False)
+    network = prior.unet if hasattr(prior, "unet") else prior.transformer
+    own = network
+    if dtype != torch.float32:
+        own = copy.deepcopy(network).to(dtype) if beside else network.to(dtype)
+    prior.dtype = dtype
+    setattr(prior, "unet" if hasattr(prior, "unet") else "transformer", own)
     text = blank_text(prior, 2)
-    z = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    side = prior.native // prior.factor
     generator = torch.Generator().manual_seed(0)
+    z = torch.randn(1, prior.channels, side, side, generator=generator).to(device)
     prompts = Prompts(text[0], text[1], text[1], text[1], (2,))
-    step = Step(0, 300, z, z, prompts, lambda: prior.schedule.draw(z, generator))
-    seconds: dict[str, list[float]] = {"fp32": [], "autocast": [], "ours": []}
-    for _ in range(steps):
-        for name in ("fp32", "autocast"):
-            seconds[name] += reference_loop.lusd(
-                prior.unet, prior.schedule.alphas_cumprod, z, text[0].embeds, text[1].embeds, [2], 1,
-                autocast=name == "autocast",
-            )[1]  # fmt: skip
+    seconds: dict[str, list[float]] = {"ours": []}
+    method = LUSD(retries=0)
+    for turn in range(steps + 1):
+        step = Step(turn, 300, z, z, prompts, lambda: prior.schedule.draw(z, generator))
         began = time.perf_counter()
         with torch.inference_mode():
-            LUSD(retries=0)(prior, step)
+            float(method(prior, step).step.flatten()[0])  # waits for an accelerator
         seconds["ours"].append(time.perf_counter() - began)
-    each = {name: statistics.median(took) for name, took in seconds.items()}
-    prior.unet.to(torch.bfloat16)
-    prior.dtype = torch.bfloat16
-    rounded = [replace(each, embeds=each.embeds.bfloat16()) for each in (text[0], text[1])]
-    prompts = Prompts(rounded[0], rounded[1], rounded[1], rounded[1], (2,))
-    began = time.perf_counter()
-    with torch.inference_mode():
-        LUSD(retries=0)(prior, replace(step, prompts=prompts))
-    half = time.perf_counter() - began
-    return [
-        f"Stable Diffusion 1.5's true configuration with random weights, 512 x 512, one LUSD step: "
-        f"{each['ours']:.1f} s, with bf16 weights {half:.1f} s; reference {each['fp32']:.1f} s in fp32 "
-        f"({each['fp32'] / each['ours']:.2f} times as long), {each['autocast']:.1f} s "
-        f"under autocast ({each['autocast'] / each['ours']:.2f}).",
+        for cast in (False, True) if beside else ():
+            _, took, _ = reference_loop.lusd(
+                network, prior.schedule.alphas_cumprod, z, text[0].embeds.float(), text[1].embeds.float(), [2], 1,
+                seed=turn, autocast=cast,
+            )  # fmt: skip
+            seconds.setdefault("under autocast" if cast else "in fp32", []).extend(took)
+    each = {loop: statistics.median(took[1:]) for loop, took in seconds.items()}
+    operations, weights = work(prior, 2)
+    kind = str(dtype).removeprefix("torch.")
+    return Steps(f"{name}, {prior.native} px, {kind}", each.pop("ours"), operations, weights, each)
+
+
+def true_sizes(device: torch.device, steps: int) -> list[str]:
+    """Stable Diffusion 1.5 in fp32 and with 16-bit weights; on a GPU SDXL and FLUX.1 too."""
+    import torch
+
+    half = torch.float16 if device.type == "cuda" else torch.bfloat16
+    plan = [("sd15", torch.float32, True), ("sd15", half, False)]
+    if device.type == "cuda":
+        plan += [("sdxl", half, False), ("flux1-dev", torch.bfloat16, False)]
+    lines = [
+        f"True configurations with random weights, LUSD steps (median of {steps}), reference steps in turns with them:",
+        "",
+        "| model | a step (s) | steps a second | operations a pass | share of the floor | 300 steps (s) | reference |",
+        "|---|---|---|---|---|---|---|",
     ]
+    for name, dtype, beside in plan:
+        found = true_size(name, device, dtype, steps, beside)
+        lines.append(found.cells(rates(device, dtype)))
+        print(lines[-1], flush=True)
+    return lines
 
 
 def methods(prior: UNetPrior, steps: int) -> list[str]:
@@ -293,7 +438,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3, help="of the edit and of the command")
     parser.add_argument("--pairs", type=int, default=40, help="of forwards, for the probe")
     parser.add_argument("--steps", type=int, default=12, help="timed steps of each method")
-    parser.add_argument("--true-size", action="store_true", help="Stable Diffusion 1.5 at its own size too: 8 GB")
+    parser.add_argument("--true-size", action="store_true", help="Stable Diffusion 1.5 at its own size too: 10 GB")
+    parser.add_argument("--true-steps", type=int, default=2, help="timed steps of each of those (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     model = args.model if args.model == "builtin" else str(Path(args.model).resolve())
@@ -322,7 +468,7 @@ def main() -> None:
         "",
     ]
     if args.true_size:
-        lines += [*true_size(), ""]
+        lines += [*true_sizes(prior.device, args.true_steps), ""]
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "speed.md").write_text("\n".join(lines))
     print("\n".join(lines))
