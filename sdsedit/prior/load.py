@@ -202,6 +202,8 @@ def load_prior(
             prior = UNetPrior(name, main, vae, tokenizers, encoders, noise, device, zero_empty, away, editing)
     except ValueError as error:
         raise InputRefused(str(error)) from error
+    if device.type == "cuda" and not joint and not offload:
+        main.to(memory_format=torch.channels_last)  # as the convolutions of tensor cores read them
     scaled = [adapters.parse_lora(given) for given in lora]
     prior.adapted = (
         *(f"lora {printable(Path(file).name)}:{scale:g}" for file, scale in scaled),
