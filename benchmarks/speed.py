@@ -398,7 +398,7 @@ def true_sizes(device: torch.device, steps: int) -> list[str]:
     import torch
 
     half = torch.float16 if device.type == "cuda" else torch.bfloat16
-    plan = [("sd15", torch.float32, True), ("sd15", half, False)]
+    plan = [("sd15", torch.float32, True), ("sd15", half, True)]
     if device.type == "cuda":
         plan += [("sdxl", half, False), ("flux1-dev", torch.bfloat16, False)]
     lines = [
