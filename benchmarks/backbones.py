@@ -2,6 +2,7 @@
 
     python -m benchmarks.backbones               # prints the table of docs/models.md and writes it there
     python -m benchmarks.backbones sd15 sdxl     # prints some of it
+    python -m benchmarks.backbones --check sd15  # `sdsedit doctor --model` on it with random weights, 9 GB
 
 Nothing is downloaded and nothing is computed: the networks are built on torch's meta device, where tensors have a shape
 and no storage, and one prediction is made there with the attention probe listening, at the model's own size. So what is
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +32,7 @@ from sdsedit.prior.mmdit import MMDiTPrior
 from sdsedit.prior.unet import UNetPrior
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
+BUILTIN = Path(__file__).resolve().parents[1] / "assets" / "builtin"
 OUT = Path(__file__).resolve().parents[1] / "docs" / "models.md"
 NAMES = ("sd15", "sd21", "sdxl", "koala-700m", "koala-1b", "sd3-medium", "sd35-medium", "sd35-large",
          "flux1-dev", "flux1-schnell")  # fmt: skip
@@ -182,11 +186,44 @@ def table(names: tuple[str, ...] = NAMES) -> str:
     return "\n".join([*lines, *(row(examine(name)) for name in names)])
 
 
+def check(name: str) -> int:
+    """Write a model's whole folder with random weights, as a hub has it, and run the doctor's check-up of it: an edit
+    at its own size, from words to a picture. Its tokenizer is the built-in model's, whose words are fewer."""
+    import diffusers
+    import transformers
+
+    from sdsedit.doctor import check_model
+
+    torch.manual_seed(0)
+    given = config(name)
+    (encoder,) = given["text_encoders"]
+    settings = {key: value for key, value in encoder.items() if key != "class"}
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(BUILTIN / "tokenizer", model_max_length=77)
+    pipe = diffusers.StableDiffusionPipeline(
+        vae=_made(diffusers, {"class": "AutoencoderKL", **given["vae"]}),
+        text_encoder=transformers.CLIPTextModel(transformers.CLIPTextConfig(**settings)),
+        tokenizer=tokenizer,
+        unet=_made(diffusers, given["network"]),
+        scheduler=_made(diffusers, given["scheduler"]),
+        safety_checker=None,  # pyright: ignore[reportArgumentType]
+        feature_extractor=None,  # pyright: ignore[reportArgumentType]
+        requires_safety_checker=False,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        pipe.save_pretrained(Path(folder) / name)
+        del pipe
+        return check_model(str(Path(folder) / name))
+
+
 def main() -> None:
     """Print the table, and put the whole one into docs/models.md."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", choices=[*NAMES, []], help="which models (default: all, written to docs/)")
-    names = tuple(parser.parse_args().names)
+    parser.add_argument("--check", choices=("sd15", "sd21"), help="the doctor's check-up of one")
+    arguments = parser.parse_args()
+    if arguments.check:
+        sys.exit(check(arguments.check))
+    names = tuple(arguments.names)
     text = table(names or NAMES)
     print(text)
     if not names:

@@ -12,8 +12,8 @@
 - energy of an edit, where the machine tells it: the processor's (RAPL) and the GPU's (NVML, if pynvml is installed);
 - reference: seconds of an edit by benchmarks/reference_loop.py over those of the same edit here, steps in turns;
 - methods: median seconds between two steps;
-- `--true-size`: a LUSD step of Stable Diffusion 1.5's true configuration with random weights at 512 x 512, and on a GPU
-  of SDXL's and FLUX.1's at 1024 x 1024.
+- `--true-size`: a LUSD step of published configurations with random weights at their own size; without names of
+  Stable Diffusion 1.5's at 512 x 512, and on a GPU of SDXL's and FLUX.1's at 1024 x 1024.
 
 Medians throughout. Nothing else should run meanwhile: the load average is written down with the numbers, and the
 command's processor time tells a slow edit from a busy machine.
@@ -38,6 +38,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
     from sdsedit.prior import UNetPrior
@@ -361,13 +363,16 @@ def true_size(name: str, device: torch.device, dtype: torch.dtype, steps: int, b
     from sdsedit.guidance.base import Prompts, Step
 
     torch.manual_seed(0)
-    prior: Any = build(name, str(device), text=False)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32 if beside else dtype)  # 32-bit weights of a large one are never made
+    try:
+        prior: Any = build(name, str(device), text=False)
+    finally:
+        torch.set_default_dtype(before)
     network = prior.unet if hasattr(prior, "unet") else prior.transformer
-    own = network
-    if dtype != torch.float32:
-        own = copy.deepcopy(network).to(dtype) if beside else network.to(dtype)
+    if beside and dtype != torch.float32:
+        prior.unet = copy.deepcopy(network).to(dtype)
     prior.dtype = dtype
-    setattr(prior, "unet" if hasattr(prior, "unet") else "transformer", own)
     text = blank_text(prior, 2)
     side = prior.native // prior.factor
     generator = torch.Generator().manual_seed(0)
@@ -393,24 +398,23 @@ def true_size(name: str, device: torch.device, dtype: torch.dtype, steps: int, b
     return Steps(f"{name}, {prior.native} px, {kind}", each.pop("ours"), operations, weights, each)
 
 
-def true_sizes(device: torch.device, steps: int) -> list[str]:
-    """Stable Diffusion 1.5 in fp32 and with 16-bit weights; on a GPU SDXL and FLUX.1 too."""
+def true_sizes(names: Sequence[str], device: torch.device, steps: int) -> list[str]:
+    """Stable Diffusion 1.5 in fp32 and with 16-bit weights beside the reference, the others with 16-bit weights."""
     import torch
 
-    half = torch.float16 if device.type == "cuda" else torch.bfloat16
-    plan = [("sd15", torch.float32, True), ("sd15", half, True)]
-    if device.type == "cuda":
-        plan += [("sdxl", half, False), ("flux1-dev", torch.bfloat16, False)]
     lines = [
         f"True configurations with random weights, LUSD steps (median of {steps}), reference steps in turns with them:",
         "",
         "| model | a step (s) | steps a second | operations a pass | share of the floor | 300 steps (s) | reference |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, dtype, beside in plan:
-        found = true_size(name, device, dtype, steps, beside)
-        lines.append(found.cells(rates(device, dtype)))
-        print(lines[-1], flush=True)
+    for name in names:
+        joint = name.startswith(("sd3", "flux"))  # whose activations overflow float16
+        half = torch.float16 if device.type == "cuda" and not joint else torch.bfloat16
+        for dtype in (torch.float32, half) if name == "sd15" else (half,):
+            found = true_size(name, device, dtype, steps, name == "sd15")
+            lines.append(found.cells(rates(device, dtype)))
+            print(lines[-1], flush=True)
     return lines
 
 
@@ -438,7 +442,12 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3, help="of the edit and of the command")
     parser.add_argument("--pairs", type=int, default=40, help="of forwards, for the probe")
     parser.add_argument("--steps", type=int, default=12, help="timed steps of each method")
-    parser.add_argument("--true-size", action="store_true", help="Stable Diffusion 1.5 at its own size too: 10 GB")
+    parser.add_argument(
+        "--true-size",
+        nargs="*",
+        metavar="NAME",
+        help="of benchmarks/configs (default: sd15, which takes 10 GB)",
+    )
     parser.add_argument("--true-steps", type=int, default=2, help="timed steps of each of those (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
@@ -467,8 +476,9 @@ def main() -> None:
         *loops,
         "",
     ]
-    if args.true_size:
-        lines += [*true_sizes(prior.device, args.true_steps), ""]
+    if args.true_size is not None:
+        usual = ("sd15", "sdxl", "flux1-dev") if prior.device.type == "cuda" else ("sd15",)
+        lines += [*true_sizes(args.true_size or usual, prior.device, args.true_steps), ""]
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "speed.md").write_text("\n".join(lines))
     print("\n".join(lines))

@@ -37,7 +37,7 @@ from sdsedit.sketch.trace import trace
 
 Style = Literal["ink", "colour", "icon"]
 STYLES: tuple[Style, ...] = ("ink", "colour", "icon")
-METHODS = ("sds", "csd", "nfsd", "sbp")  # those of guidance.METHODS that know no source
+METHODS = ("sds", "csd", "nfsd", "sbp", "ism", "vsd")  # those of guidance.METHODS that know no source
 MIN_STROKES, MAX_STROKES = 4, 2048
 _CONTRAST = 2.2  # of the guide of an ink drawing
 WORDS = {"drawing": "a minimal black ink line drawing of {}, on white paper", "colour": "{}, on a white background"}

@@ -12,7 +12,7 @@ from sdsedit.prior import load_prior
 from sdsedit.render.strokes import NONZERO, STROKE, Topology
 from sdsedit.representations.sketch import Page, ink
 from sdsedit.sketch import start
-from sdsedit.sketch.draw import WORDS, Shapes, SketchConfig, _renew, _tidy, check_sketch, inked, sketch
+from sdsedit.sketch.draw import METHODS, WORDS, Shapes, SketchConfig, _renew, _tidy, check_sketch, inked, sketch
 from sdsedit.sketch.start import directions
 from tests.sketch.painter import Painter, disc, painted
 
@@ -61,7 +61,7 @@ def numbers(result) -> list[torch.Tensor]:
         ({"guide_steps": 0}, "guide_steps is 0"),
         ({"guides": 0}, "guides is 0"),
         ({"guides": 17}, "guides is 17; it must be a whole number from 1 to 16"),
-        ({"method": "magic"}, "method is 'magic'; .* one of sds, csd, nfsd, sbp"),
+        ({"method": "magic"}, "method is 'magic'; .* one of sds, csd, nfsd, sbp, ism, vsd"),
         ({"method": "lusd"}, "method is 'lusd'; for a sketch, which has no source"),
     ],
 )
@@ -105,8 +105,9 @@ def test_what_is_allowed_is_allowed():
         {"steps": 1},
     ):
         check_sketch("a red cat", SketchConfig(**change))
-    for method in ("sds", "csd", "nfsd", "sbp"):
-        assert sketch(PROMPT, painter(), replace(SHORT, method=method, steps=2)).steps_done == 2
+    for method in METHODS:
+        prior = load_prior("builtin", device="cpu") if method == "vsd" else painter()  # which has no layers to add to
+        assert sketch(PROMPT, prior, replace(SHORT, method=method, steps=2)).steps_done == 2
 
 
 # A sketch
