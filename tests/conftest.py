@@ -6,6 +6,10 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
 
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    # Processes side by side with all cores' threads each would wait for one another at the end of every operation.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
