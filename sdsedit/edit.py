@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdsedit.attention.localize import snap
-from sdsedit.attention.words import removed_words
+from sdsedit.attention.words import names_a_thing, removed_words
 from sdsedit.guidance import configured
 from sdsedit.guidance.attention_distillation import Look, Reference, Styled
 from sdsedit.guidance.base import Guidance, Prompts, State, Step
@@ -115,9 +115,11 @@ def edit(
         prior = cast(Prior, sparing)
         words, mask_from = words_to_find(prior, request, method, notes)
         prompts = encode_prompts(prior, request, words.tokens, mask_from, notes)
+        goes = mask_from == "source" and not request.words
         if words.tokens and mask_from == "target" and not request.words:
             replaced = removed_words(prior.tokenize, request.source or "", request.target)
             prompts = replace(prompts, replaced=replaced.tokens)
+            goes = names_a_thing([word for word in replaced.text if word not in words.text])  # a red cat stays a cat
         picture = ImageLatent.from_image(image, prior, config.size, request.mask)
         guide = _styled(prior, method, request, config)
         refine = _refine(prior, method, config, (method.localizes and bool(words.tokens)) or request.mask is not None)
@@ -125,7 +127,6 @@ def edit(
             refine = None  # redrawing by the words alone would take the style away again
         total = steps + (refine.steps if refine else 0)
         run = distill(picture, prior, prompts, guide, steps, config.seed, on_step, total)
-        goes = mask_from == "source" and not request.words
         heatmap, place, wide = _place(picture, run.state, notes, goes)
         if refine and wide and refine.wide_start and config.refine is None:
             refine = replace(refine, start=refine.wide_start)
@@ -288,7 +289,7 @@ def _place(
     """The heatmap [1, 1, H, W] at the picture's size, where the composite may show the edit (None: anywhere), and
     whether that is a background.
 
-    What goes must go whole, tips and all: its place is wider by a latent cell.
+    What goes must go whole, tips and all, also where something else comes: its place is wider by a latent cell.
     """
     if picture.mask is not None:
         return picture.mask, picture.mask, False

@@ -55,6 +55,22 @@ def test_an_edit_happens_where_the_words_are_and_nowhere_else(prior):
     assert result.seconds > 0 and not torch.equal(result.z, result.z_src)
 
 
+def test_what_is_replaced_goes_whole_and_what_is_coloured_keeps_its_edge():
+    place = torch.zeros(8, 8)
+    place[2:6, 2:6] = 1
+
+    def changed(source: str, target: str) -> torch.Tensor:
+        prior = GaussianPrior({target: COLOUR}, places=[place])
+        return edit(picture(), prior, Edit(target=target, source=source), SHORT).mask[0, 0] > 0
+
+    coloured = changed("a red cat on grass", "a blue cat on grass")
+    replaced = changed("a cat on grass", "a dog on grass")
+    put_on = changed("a cat on grass", "a cat on grass with a crown")
+    assert torch.equal(coloured, put_on) and not replaced.all()
+    wider = torch.nn.functional.max_pool2d(coloured.float()[None, None], 5, 1, 2)[0, 0] > 0  # a latent cell is 2 pixels
+    assert torch.equal(replaced, wider)
+
+
 def test_one_seed_is_one_result_and_another_is_another(prior):
     first, again = (edit(picture(), prior, REQUEST, replace(SHORT, method=SDS(), seed=3)) for _ in range(2))
     assert torch.equal(first.image, again.image) and first.history == again.history

@@ -241,6 +241,11 @@ def _key(word: str) -> str:
     return unicodedata.normalize("NFC", plain.casefold()).removesuffix("'s")
 
 
+def names_a_thing(words: Sequence[str]) -> bool:
+    """Whether one of the words stands for a thing, and not for a colour, a material, a size, an age or a number."""
+    return any(not _is_modifier(_key(word)) for word in words)
+
+
 def _is_number(key: str) -> bool:
     return key in NUMBERS or key.isnumeric()
 
