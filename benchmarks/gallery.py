@@ -66,10 +66,10 @@ def sheet(request: Edit, original: torch.Tensor, results: dict[str, EditResult])
 
 
 STRIP = (
-    ("cat", "a cat on grass", "a cat wearing a crown on grass"),
-    ("dog", "a dog on sand", "a dog wearing sunglasses on sand"),
+    ("cat", "a cat on grass", "a cat wearing a top hat on grass"),
+    ("panda", "a panda on snow", "a panda wearing a crown on snow"),
     ("owl", "an owl at night", "a pink owl at night"),
-    ("panda", "a panda on snow", "a panda on grass"),
+    ("dog", "a dog on sand", "a dog on snow"),
 )
 
 
