@@ -15,6 +15,7 @@ import os
 import platform
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -72,7 +73,6 @@ def side_by_side(jobs: int = 8, rounds: int = 3) -> dict[str, Any]:
 
     Each round does both, so that whatever else the machine does hits both alike; times are medians over rounds.
     """
-    local.keep_memory()  # as a worker does
     prior = load_prior("builtin", device="cpu")
     paths = sorted(EXAMPLES.glob("*.png"))
 
@@ -167,6 +167,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of pictures together (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=24, help="of each run with workers (default: %(default)s)")
     arguments = parser.parse_args()
+    if not local.KEEP_MEMORY.keys() <= os.environ.keys():  # as a worker has it; read when a process begins
+        command = [sys.executable, "-m", "benchmarks.batch", *sys.argv[1:]]
+        os.execve(sys.executable, command, {**local.KEEP_MEMORY, **os.environ})
     if arguments.queue:
         print(json.dumps(queue(arguments.queue), indent=2))
         return

@@ -3,8 +3,8 @@
     python -m benchmarks.chaos                 200 jobs; writes docs/benchmarks/chaos.{md,json,png}
     python -m benchmarks.chaos --jobs 60       fewer; writes nothing but what it prints
 
-Pictures, drawings, sketches and scenes are edited by the built-in model, once undisturbed and once as follows, always
-through `sdsedit batch` in processes of its own:
+Pictures, drawings, sketches and scenes are edited, and pictures given the look of others, by the built-in model, once
+undisturbed and once as follows, always through `sdsedit batch` in processes of its own:
 
 - until the end of the local part, a worker gets SIGKILL every few seconds, as soon as a few jobs have ended since the
   last one did;
@@ -119,7 +119,7 @@ def write_manifest(folder: Path, jobs: int, scenes: bool = True) -> Path:
     for name in names:
         shutil.copyfile(EXAMPLES / f"{name}.png", folder / f"{name}.png")
     (folder / "drawing.svg").write_text(DRAWING)
-    counts = {"sketch": max(1, jobs // 50), "svg": max(1, jobs // 33)}
+    counts = {"sketch": max(1, jobs // 50), "svg": max(1, jobs // 33), "style": max(1, jobs // 33)}
     if scenes:
         (folder / "scene.ply").write_bytes(splats.encode(little_scene(), "scene.ply"))
         counts["splats"] = max(1, jobs // 100)
@@ -132,6 +132,11 @@ def write_manifest(folder: Path, jobs: int, scenes: bool = True) -> Path:
     for k in range(counts["svg"]):
         rows.append({"id": f"svg-{k}", "kind": "svg", "input": "drawing.svg", "source": "an apple",
                      "target": "a red apple", "steps": 2, "seed": k})  # fmt: skip
+    for k in range(counts["style"]):
+        name = names[k % len(names)]
+        what = ({"input": f"{name}.png"}, {"prompt": f"a {name}"}, {"texture": "96x64"})
+        rows.append({"id": f"style-{k}", "kind": "style", "references": [f"{names[(k + 1) % len(names)]}.png"],
+                     "steps": 12 if k % 3 == 0 else 3, "size": 64, "seed": k, **what[k % 3]})  # fmt: skip
     for k in range(counts.get("splats", 0)):
         rows.append({"id": f"scene-{k}", "kind": "splats", "input": "scene.ply", "edit_kind": "recolour",
                      "source": "a balloon on grass", "target": "a blue balloon on grass", "steps": 1, "views": 4,

@@ -343,16 +343,25 @@ def image_pictures(page: Page, folder: Path) -> None:
     page.locator("#slider img").first.wait_for()
     keep(page, "image")
     page.get_by_label("Where I paint").check()
-    page.locator("#paint button[aria-label=Erase]").wait_for()
-    page.wait_for_timeout(1500)
-    box = page.locator("#paint canvas").first.bounding_box()
-    assert box is not None
-    page.mouse.move(box["x"] + 0.35 * box["width"], box["y"] + 0.3 * box["height"])
-    page.mouse.down()
-    page.mouse.move(box["x"] + 0.65 * box["width"], box["y"] + 0.3 * box["height"], steps=12)
-    page.mouse.up()
+    paint(page, "#paint", (0.3,))
     page.get_by_role("button", name="More settings").locator("visible=true").first.click()
     keep(page, "image-paint", "light")
+
+
+def paint(page: Page, editor: str, heights: Sequence[float]) -> None:
+    """Strokes from left to right at these shares of the canvas."""
+    page.locator(f"{editor} button[aria-label=Erase]").wait_for()
+    page.wait_for_timeout(1500)
+    canvas = page.locator(f"{editor} canvas").first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    assert box is not None
+    for height in heights:
+        page.mouse.move(box["x"] + 0.35 * box["width"], box["y"] + height * box["height"])
+        page.mouse.down()
+        page.mouse.move(box["x"] + 0.65 * box["width"], box["y"] + height * box["height"], steps=12)
+        page.mouse.up()
+        page.wait_for_timeout(300)
 
 
 def sketch_pictures(page: Page) -> None:
@@ -404,12 +413,15 @@ def style_pictures(page: Page) -> None:
     page.locator("#style-save").wait_for()
     page.locator("#style-slider img").first.wait_for()
     keep(page, "style")
-    page.get_by_text("Make a texture").click()
-    page.locator("#style-width").wait_for()
+    page.locator("#style-mix button").first.click()
+    page.locator("#style-more-looks-examples").get_by_role("button", name="Example: leaves").click()
+    page.locator("#style-more-looks .gallery-item").wait_for()
+    paint(page, "#style-parts", (0.12, 0.2, 0.28))
     page.locator("#style-run").click()
     page.locator("#style-stage figcaption", has_text="Step").wait_for()
     page.locator("#style-save").wait_for()
-    keep(page, "style-texture", "light")
+    page.locator("#style-slider img").first.wait_for()
+    keep(page, "style-parts", "light")
 
 
 def history_pictures(page: Page) -> None:

@@ -1,6 +1,6 @@
 """Styles: a gallery to look at, and textures measured against two older losses.
 
-    python -m benchmarks.styles [--only gallery | textures] [--steps N] [--inner N] [--output docs]
+    python -m benchmarks.styles [--only gallery | textures] [--steps N] [--inner N] [--draws N] [--output docs]
 
 Textures: of ten pictures from assets/styles one texture each, by Attention Distillation and, in the very same run with
 the same model, layers, noise, steps and optimiser, by two other losses on the same layers' features F = V:
@@ -9,7 +9,9 @@ the same model, layers, noise, steps and optimiser, by two other losses on the s
     Gram matrices         sum_l |G(F) - G(F_ref)|, G = F^T F / N                     arXiv:1505.07376, eq. 2 and 3
 
 Distance: of each 16 x 16 patch of the texture to the nearest one of the reference (is what is there the reference's?),
-and the other way round (is all of the reference there?), as rms over the values, at the model's 128 pixels.
+and the other way round (is all of the reference there?), as rms over the values, at the model's 128 pixels. A mean of
+many patches is near to all of them, so the distance rewards softness; beside it stands how sharp a texture is, the mean
+difference of neighbouring pixels as a share of the reference's.
 """
 
 from __future__ import annotations
@@ -186,11 +188,16 @@ def nearest(of: Tensor, among: Tensor) -> float:  # [1, 3, H, W] in 0..1 each
     return float(torch.cdist(patches, known).amin(1).mean() / patches.shape[1] ** 0.5)
 
 
-def textures(prior: Prior, folder: Path, steps: int | None = None, inner: int | None = None) -> None:
-    """steps, inner: of sampling, and of distillation after each; None: the model's own."""
+def sharpness(picture: Tensor) -> float:  # [1, 3, H, W]
+    """The mean difference of neighbouring pixels."""
+    down, right = picture.diff(dim=-2).abs().mean(), picture.diff(dim=-1).abs().mean()
+    return float(down + right)
+
+
+def textures(prior: Prior, folder: Path, own: dict[str, int]) -> None:
+    """own: settings of a Way that are not the model's own."""
     rows: dict[str, dict[str, list[float]]] = {}
-    way = way_of(prior, "texture", StyleConfig(steps=steps))
-    way = way if inner is None else replace(way, inner=inner)
+    way = replace(way_of(prior, "texture", StyleConfig()), **own)
     config = StyleConfig(way=way)
     strips = []
     began = time.perf_counter()
@@ -202,7 +209,7 @@ def textures(prior: Prior, folder: Path, steps: int | None = None, inner: int | 
         for title, chosen in LOSSES.items():
             with loss(chosen):
                 made = style(prior, StyleRequest((picture,), texture=(prior.native, prior.native)), config).image
-            rows[name][title] = [nearest(made, small), nearest(small, made)]
+            rows[name][title] = [nearest(made, small), nearest(small, made), sharpness(made) / sharpness(small)]
             row.append(to_array(made))
             print(f"{name}, {title}: {rows[name][title]}, {time.perf_counter() - began:.0f} s so far", flush=True)
         strips.append(np.concatenate([np.pad(each, ((2, 2), (2, 2), (0, 0)), constant_values=255) for each in row], 1))
@@ -223,26 +230,34 @@ def table(rows: dict[str, dict[str, list[float]]], way: Way, seconds: float) -> 
     lines = [
         "# Textures: nearest patches", "",
         "Made by `python -m benchmarks.styles --only textures`.", "", (__doc__ or "").split("\n\n", 2)[2].strip(), "",
-        f"{way.steps} steps of sampling, {way.inner} of distillation after each. Smaller is better. "
+        f"{way.steps} steps of sampling, {way.inner} of distillation after each, the reference seen with {way.draws} "
+        "noises at each, for all three losses. Smaller distances are better. "
         f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, no GPU, a machine that others used "
         f"too: {seconds / 60:.0f} minutes for all {len(rows) * len(titles)} textures.", "",
-        "| reference | " + " | ".join(f"{title}: texture to reference | back" for title in titles) + " |",
-        "|---|" + "---|" * (2 * len(titles)),
+        "| reference | " + " | ".join(f"{title}: texture to reference | back | sharp" for title in titles) + " |",
+        "|---|" + "---|" * (3 * len(titles)),
     ]  # fmt: skip
     for name, row in rows.items():
         best = [min(row[title][k] for title in titles) for k in (0, 1)]
-        cells = [
-            f"**{row[title][k]:.4f}**" if row[title][k] == best[k] else f"{row[title][k]:.4f}"
-            for title in titles
-            for k in (0, 1)
-        ]
+        cells = []
+        for title in titles:
+            cells += [
+                f"**{row[title][k]:.4f}**" if row[title][k] == best[k] else f"{row[title][k]:.4f}" for k in (0, 1)
+            ]
+            cells.append(f"{row[title][2]:.2f}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    means = [np.mean([row[title][k] for row in rows.values()]) for title in titles for k in (0, 1)]
-    lines.append("| mean | " + " | ".join(f"{mean:.4f}" for mean in means) + " |")
+    means = [[np.mean([row[title][k] for row in rows.values()]) for k in range(3)] for title in titles]
+    lines.append("| mean | " + " | ".join(f"{one:.4f} | {back:.4f} | {sharp:.2f}" for one, back, sharp in means) + " |")
+    lines.append("")
+    for title in titles[1:]:
+        wins = [sum(row[titles[0]][k] < row[title][k] for row in rows.values()) for k in (0, 1)]
+        lines.append(
+            f"{titles[0]} is nearer than {title} on {wins[0]} of {len(rows)} references, and on {wins[1]} the way back."
+        )
     wins = [
         sum(row[titles[0]][k] < min(row[title][k] for title in titles[1:]) for row in rows.values()) for k in (0, 1)
     ]
-    lines += ["", f"{titles[0]} is the nearest on {wins[0]} of {len(rows)} references, and on {wins[1]} the way back."]
+    lines.append(f"It is nearer than both on {wins[0]}, and on {wins[1]} the way back.")
     shown = ", ".join(titles)
     lines += ["", f"![The references, then {shown}](styles.png)", "", f"Left to right: the reference, {shown}.", ""]
     return "\n".join(lines)
@@ -253,6 +268,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("gallery", "textures"))
     parser.add_argument("--steps", type=int, help="of each measured texture (default: the model's own)")
     parser.add_argument("--inner", type=int, help="of distillation after each of them (default: the model's own)")
+    parser.add_argument("--draws", type=int, help="of the noise of the reference at each (default: the model's own)")
     parser.add_argument("--case", default="", help="part of the name of the gallery's cases to make")
     parser.add_argument("--output", type=Path, default=ROOT / "docs")
     given = parser.parse_args()
@@ -261,7 +277,8 @@ def main() -> None:
     if given.only != "textures":
         gallery(prior, given.output / "gallery" / "style", given.case)
     if given.only != "gallery":
-        textures(prior, given.output / "benchmarks", given.steps, given.inner)
+        own = {name: value for name in ("steps", "inner", "draws") if (value := getattr(given, name)) is not None}
+        textures(prior, given.output / "benchmarks", own)
 
 
 if __name__ == "__main__":

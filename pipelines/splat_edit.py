@@ -40,6 +40,8 @@ from sdsedit.request import Edit
 from sdsedit.splats.change import Kind, Progress, SplatConfig, SplatResult, change
 from sdsedit.splats.files import photographs
 
+Pictures = Image.Image | np.ndarray | torch.Tensor
+
 
 @dataclass
 class SplatEditOutput(BaseOutput):
@@ -105,6 +107,8 @@ class SplatEditPipeline(DiffusionPipeline):
         background: tuple[float, float, float] = SplatConfig.background,
         up: tuple[float, float, float] = SplatConfig.up,
         size: int | None = None,
+        reference: Pictures | list[Pictures] | None = None,
+        style_weight: float = SplatConfig.style_weight,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict[str, torch.Tensor]], Any] | None = None,
@@ -125,6 +129,8 @@ class SplatEditPipeline(DiffusionPipeline):
         threshold: weight from which a Gaussian is in the edit. distillation: its share of the gradient, 0 to 1.
         num_added: Gaussians that a new thing begins with. background: colour behind the scene. up: of its world.
         size: side of the views in pixels; None is the model's own.
+        reference: whose look the edit takes, one picture or a list; PIL, an array [H, W, 3] (uint8, or 0..1), a tensor
+            [3, H, W] or [1, 3, H, W] in 0..1. style_weight: how hard it pulls, 0 to 10.
         output_type: "pil", "np" or "pt", of the views. return_dict: False gives (splats, images).
         callback_on_step_end: called as (pipe, piece, 0, {"image": view}) after each piece of work (a look, an edited
             view, a step), to look on; a step has many timesteps, so 0 stands for them. Set `pipe._interrupt = True` in
@@ -139,10 +145,17 @@ class SplatEditPipeline(DiffusionPipeline):
             seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         scene = splats if isinstance(splats, Splats) else read(splats)
         given = read_cameras(cameras) if isinstance(cameras, str | Path) else cameras
-        request = Edit(prompt, source_prompt, None if words is None else tuple(words), negative=negative_prompt)
+        references = reference if isinstance(reference, list) else [] if reference is None else [reference]
+        request = Edit(
+            prompt,
+            source_prompt,
+            None if words is None else tuple(words),
+            negative=negative_prompt,
+            references=tuple(map(_tensor, references)),
+        )
         config = SplatConfig(
             kind, method, num_inference_steps, seed, strength, num_views, threshold, distillation, num_added,
-            background, up, size,
+            background, up, size, style_weight,
         )  # fmt: skip
         shown = callback_on_step_end_tensor_inputs is None or bool(callback_on_step_end_tensor_inputs)
 
@@ -195,6 +208,18 @@ class SplatEditPipeline(DiffusionPipeline):
             zero_empty=bool(self.config.get("force_zeros_for_empty_prompt")),
             editing=editing_settings(Path(name)),
         )
+
+
+def _tensor(image: Pictures) -> torch.Tensor:  # [1, 3, H, W] float32
+    if isinstance(image, Image.Image):
+        image = np.array(image.convert("RGB"))
+    if isinstance(image, np.ndarray) and image.ndim == 3:
+        whole = image.dtype == np.uint8
+        image = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+        image = image / 255 if whole else image
+    if not isinstance(image, torch.Tensor) or image.ndim not in (3, 4) or image.shape[-3] != 3:
+        raise ValueError("A picture must be PIL, an array [H, W, 3] or a tensor [3, H, W].")
+    return image.float() if image.ndim == 4 else image.float()[None]
 
 
 def _views(

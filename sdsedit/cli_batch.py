@@ -12,12 +12,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sdsedit import errors
+from sdsedit.cli_shared import add_option_arguments, check_files, options_of
 from sdsedit.errors import InputRefused, printable
+from sdsedit.model_options import ModelOptions, is_single_file, parse_lora
 
 if TYPE_CHECKING:
     from sdsedit.batch.estimate import Estimate
@@ -67,6 +69,7 @@ def add_to(command: Callable[[str, Callable[..., int], str], argparse.ArgumentPa
     batch.add_argument("--json", action="store_true", help="report as JSON lines on standard output")
     batch.add_argument("--model", default="builtin", metavar="MODEL", help="for rows that name none (default: builtin)")
     batch.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 or mps (default: GPUs if there are any)")
+    add_option_arguments(batch)
     batch.add_argument(
         "--address", metavar="ADDRESS", help="of a running Ray cluster, with --engine ray (default: here)"
     )
@@ -116,9 +119,7 @@ def _run(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
         raise InputRefused("Addresses are never fetched: give the names of a folder and of a model.")
     if folder.exists() and not folder.is_dir():
         raise InputRefused(f"{printable(folder.name, 100)} is a file: give the name of a folder for the results.")
-    given = Path(arguments.model)
-    model = str(given.resolve()) if given.is_dir() and arguments.model != "builtin" else arguments.model
-    manifest = read_manifest(arguments.manifest, folder, model)
+    manifest = read_manifest(arguments.manifest, folder, _usual_model(arguments))
     models = inputs.models_of(manifest)
     path = local.store_path(folder)
     seen: inputs.Seen = {}
@@ -150,6 +151,49 @@ def _run(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
         return _work(arguments, interrupts, manifest, folder, store)
 
 
+def _usual_model(arguments: argparse.Namespace) -> ModelOptions:
+    """The model of rows that name none, its files by their whole names. InputRefused."""
+
+    def whole(name: str) -> str:
+        return str(Path(name).expanduser().resolve())
+
+    name, settings = arguments.model, arguments.settings
+    if name != "builtin" and Path(name).expanduser().exists():
+        name = whole(name)
+    if settings is not None and Path(settings).expanduser().is_dir():
+        settings = whole(settings)
+    if is_single_file(name) != (settings is not None):
+        raise InputRefused(
+            "--settings are for a model in one .safetensors file, and such a one needs them in a batch: a folder or an "
+            "id that is on this machine."
+        )
+    if is_single_file(name) and not Path(name).is_file():
+        raise InputRefused(f"There is no file {printable(Path(name).name, 100)}: give the name of a model.")
+    loras = [parse_lora(given) for given in arguments.lora]
+    model = replace(
+        options_of(arguments, name),
+        lora=tuple(f"{whole(file)}:{scale!r}" for file, scale in loras),
+        embedding=tuple(map(whole, arguments.embedding)),
+        settings=settings,
+    )
+    check_files(model)
+    if model.attention is not None and arguments.engine == "local":
+        _check_kernel(model)
+    return model
+
+
+def _check_kernel(model: ModelOptions) -> None:
+    """InputRefused: this machine has no kernel of that name; else every job would say so."""
+    import torch
+
+    from sdsedit.prior.running import check_attention
+
+    device = torch.device(model.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    half = torch.bfloat16 if model.precision == "bf16" else torch.float16
+    full = model.precision == "fp32" or (model.precision is None and device.type != "cuda")
+    check_attention(str(model.attention), device, torch.float32 if full else half)
+
+
 def _work(
     arguments: argparse.Namespace, interrupts: Interrupts, manifest: Manifest, folder: Path, store: Store
 ) -> int:  # fmt: skip
@@ -162,8 +206,10 @@ def _work(
     title = f"Batch of {printable(manifest.path.name, 100)}"
     sheet_at = time.monotonic()
     last = max((number for number, _ in store.journal(last=1)), default=0)
+    run = options_of(arguments, "")
     options = local.Options(
-        str(folder.resolve()), str(manifest.root.resolve()), arguments.device, arguments.together
+        str(folder.resolve()), str(manifest.root.resolve()), arguments.device, arguments.together,
+        offload=run.offload, attention=run.attention, compile=run.compile, tiling=run.tiling,
     )  # fmt: skip
     devices, workers = _hands(arguments)
     interrupts.gentle = True
@@ -315,6 +361,8 @@ def _dry_run(
     if len(planned) > _SHOWN:
         print(f"  ... and {len(planned) - _SHOWN} more; --json lists all")
     for name, model in models.items():
+        if name not in named:  # whose settings another one takes
+            continue
         print(f"Model: {printable(name, 100)}, {model.revision[:19]}, licence {model.licence}, {named[name]} jobs")
     same = len(planned) - len({each.key for each in planned})
     if same:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdsedit import cli_batch, errors
 from sdsedit.batch.fields import METHODS, SCHEMA_VERSION
+from sdsedit.cli_shared import add_option_arguments, options_of
 from sdsedit.errors import InputRefused, printable
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def add_to(command: Callable[[str, Callable[..., int], str], argparse.ArgumentPa
     evaluate.add_argument("--workers", metavar="N", help="as in `sdsedit batch`")
     evaluate.add_argument("--together", metavar="N", help="as in `sdsedit batch`")
     evaluate.add_argument("--engine", choices=("local", "ray"), help="as in `sdsedit batch`")
+    add_option_arguments(evaluate)
     how = evaluate.add_mutually_exclusive_group()
     how.add_argument("--retry-failed", action="store_true", help="try the edits again that failed")
     how.add_argument("--score-only", action="store_true", help="make no edits: score those that are there")
@@ -103,6 +105,8 @@ def _write_manifest(arguments: argparse.Namespace, folder: Path, cases: Sequence
 
     inputs, manifest, about = folder / "inputs", folder / "manifest.jsonl", folder / "evaluate.json"
     own = {"kind": arguments.kind, "dataset": Path(arguments.dataset).name, "model": _shown(arguments.model)}
+    if deciding := options_of(arguments, arguments.model).deciding:
+        own["options"] = json.dumps(deciding)
     if about.is_file() and about.read_text("utf-8", errors="replace") != json.dumps(own):
         raise InputRefused(
             f"{printable(folder.name, 100)} holds the evaluation of another dataset or model: give another --output."
@@ -154,6 +158,12 @@ def _batch_arguments(arguments: argparse.Namespace, manifest: Path, results: Pat
     for name in ("device", "workers", "together", "engine"):
         value = getattr(arguments, name)
         given += [] if value is None else [f"--{name}", str(value)]
+    for name in ("settings", "precision", "attention-kernel", "distilled-guidance"):
+        value = getattr(arguments, name.replace("-", "_"))
+        given += [] if value is None else [f"--{name}={value}"]
+    given += [f"--{name}={value}" for name in ("lora", "embedding") for value in getattr(arguments, name)]
+    given += [f"--{name}" for name in ("offload", "offload-layers", "compile", "tiling")
+              if getattr(arguments, name.replace("-", "_"))]  # fmt: skip
     if arguments.retry_failed:
         given.append("--retry-failed")
     elif store_path(results).is_file():
@@ -204,9 +214,9 @@ def _score(
             said = time.monotonic()
             print(f"Scored {len(rows)} of {len(results)}", file=sys.stderr, flush=True)
     found = report.summaries(rows)
-    title = f"{dataset.name}: {len(cases)} edits, model {_shown(arguments.model)}, seed {arguments.seed}"
+    title = f"{dataset.name}: {len(cases)} edits, model {_with_options(arguments)}, seed {arguments.seed}"
     table = report.markdown(title, arguments.kind, found, notes)
-    whole = {"dataset": dataset.name, "kind": arguments.kind, "model": _shown(arguments.model), "clip": arguments.clip,
+    whole = {"dataset": dataset.name, "kind": arguments.kind, "model": _with_options(arguments), "clip": arguments.clip,
              "seed": arguments.seed, "notes": notes, "summary": found, "cases": rows}  # fmt: skip
     files = [(folder / "scores.md", table.encode()), (folder / "scores.json", (json.dumps(whole) + "\n").encode())]
     write_all(files)
@@ -222,6 +232,15 @@ def _device(given: str | None) -> str:
     import torch
 
     return given or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _with_options(arguments: argparse.Namespace) -> str:
+    """The model, and what decides its results, without folders."""
+    options = options_of(arguments, arguments.model)
+    said = [f"{name.replace('_', ' ')} {printable(Path(str(value)).name, 100)}"
+            for name, values in options.deciding.items()
+            for value in (values if isinstance(values, tuple) else (values,))]  # fmt: skip
+    return ", ".join([_shown(arguments.model), *said])
 
 
 def _shown(model: str) -> str:

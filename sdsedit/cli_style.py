@@ -11,17 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sdsedit.cli_shared import number
 from sdsedit.errors import InputRefused, one_sentence, printable
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from sdsedit.io.images import Picture
     from sdsedit.style import StyleConfig, StyleResult, StyleStep
 
 # Named here too: `sdsedit --help` must not wait for torch. A test holds them to what the engine has.
 MAX_REFERENCES, MAX_TEXTURE, MAX_CONTENT_WEIGHT, MAX_SCALE, MAX_LAYERS = 8, 8192, 10.0, 30.0, 128
 MAX_STEPS, MAX_SIZE, MAX_SEED = 10_000, 4096, 2**63 - 1
+MAX_STYLE_WEIGHT = 10.0  # beside another command
 
 
 class Interrupts(Protocol):
@@ -229,6 +229,26 @@ def _near(made: Path, named: Mapping[str, str], option: str) -> str:
     raise InputRefused(f"{printable(named['name'], 100)}, which the recipe names, is not here{how}.")
 
 
+def add_reference_arguments(parser: argparse.ArgumentParser, weight: float) -> None:
+    """The arguments of other commands that take a look too."""
+    parser.add_argument(
+        "--reference", action="append", default=[], metavar="B.png",
+        help=f"a picture whose look is taken too; up to {MAX_REFERENCES}, each with its own --reference",
+    )  # fmt: skip
+    parser.add_argument(
+        "--style-weight", type=number("style-weight", 0, MAX_STYLE_WEIGHT), default=weight, metavar="X",
+        help=f"how hard that look pulls, 0 to {MAX_STYLE_WEIGHT:g} (default: %(default)s)",
+    )  # fmt: skip
+
+
+def read_references(names: Sequence[str]) -> tuple[Picture, ...]:
+    """References, read. InputRefused."""
+    from sdsedit.io import images
+
+    check_count(names)
+    return tuple(map(images.read_picture, names))
+
+
 def found_references(made: Path, recipe: Mapping[str, Any], given: Sequence[str] | None) -> list[str]:
     """The references of an edit's or a sketch's recipe: as given, or of their names beside what was made."""
     from sdsedit.io.record_style import named_files
@@ -287,8 +307,8 @@ def _run(
         content=None if job.content is None else job.content.tensor(),
         prompt=job.prompt,
         texture=job.texture,
-        regions=None if job.regions is None else numbered(job.regions),
-        reference_regions=tuple(map(numbered, job.reference_regions)),
+        regions=None if job.regions is None else job.regions.numbers(),
+        reference_regions=tuple(each.numbers() for each in job.reference_regions),
     )
     check_style(request, config)  # before a model is loaded, or fetched
     pictures = [job.content, *job.references]
@@ -333,11 +353,3 @@ def _run(
     print(f"Time: {result.seconds:.1f} s for {result.steps_done} steps, {time.perf_counter() - started:.1f} s in all")
     shared.tell_written([*job.names.values(), *([job.preview] if job.preview is not None and previewed else [])])
     return result, recipe
-
-
-def numbered(picture: Picture) -> Tensor:  # [1, 1, H, W]
-    """A picture of regions as whole numbers, one for each colour; float32 holds 24 bits exactly."""
-    import torch
-
-    red, green, blue = torch.from_numpy(picture.rgb).float().unbind(-1)
-    return (red * 65536 + green * 256 + blue)[None, None]

@@ -104,7 +104,7 @@ def encode_prompts(
             )
     if not source.strip():
         notes.append("There is no source prompt, so the empty prompt stands for it.")
-    elif source == request.target:
+    elif source == request.target and not request.references:
         notes.append("The source and the target prompt are the same, so there is nothing to change.")
     text = prior.encode_text([request.target, source, "", request.negative])
     return Prompts(text[0], text[1], text[2], text[3], tokens, mask_from)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sdsedit.errors import InputRefused
-from sdsedit.guidance.attention_distillation import Look, Reference, optimise, sample_in_style, tiles
+from sdsedit.guidance.attention_distillation import Look, Reference, Walk, optimise, sample_in_style, tiles
 from sdsedit.prior.base import Prior
 from sdsedit.representations.image import encoded, resize, working_size
 from sdsedit.request import MAX_REFERENCES, MAX_SIZE, MAX_STEPS, check_number, check_picture, check_prompt, check_whole
@@ -21,6 +21,7 @@ MAX_TEXTURE = 8192  # pixels a side
 MAX_REGIONS = 16  # in a picture of regions
 MAX_CONTENT_WEIGHT = 10.0
 MAX_LAYERS = 128
+MAX_DRAWS = 16
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Way:
     inner: int = 1  # sampling: steps of distillation after each step
     scale: float = 1.0  # sampling: CFG
     match: bool = False  # sampling: AdaIN
+    draws: int = 1  # sampling: with so many noises each reference is seen at every step
     noise: float = 1.0  # optimising a texture: the deviation of what it begins from, as a share of the references'
     layers: int | None = None
 
@@ -78,6 +80,15 @@ WAYS: dict[Kind, Way] = {
 }
 
 
+@dataclass
+class Begun:
+    """A run after some of its steps: given to `style` again, with all else as it was, it goes on to the same bits."""
+
+    walk: Walk = field(default_factory=Walk)
+    z: Tensor | None = None  # [1, C, h, w], the picture that it is heading for
+    history: list[dict[str, Tensor]] = field(default_factory=list)
+
+
 @dataclass(frozen=True)
 class StyleStep:
     """One finished step, as `on_step` sees it."""
@@ -87,6 +98,7 @@ class StyleStep:
     losses: dict[str, Tensor]  # 0-dim: "style", "content"
     z: Tensor  # [1, C, h, w], the picture that the run is heading for
     prior: Prior = field(repr=False)
+    begun: Begun = field(repr=False)  # for whoever wants to go on from here; as it is now
 
     def preview(self) -> Tensor:
         """It, decoded at the working size, [1, 3, h factor, w factor] in 0..1; of a large texture a part."""
@@ -114,12 +126,14 @@ class StyleResult:
 
 
 def style(
-    prior: Prior, request: StyleRequest, config: StyleConfig | None = None, on_step: OnStyleStep | None = None
-) -> StyleResult:
+    prior: Prior, request: StyleRequest, config: StyleConfig | None = None, on_step: OnStyleStep | None = None,
+    begun: Begun | None = None,
+) -> StyleResult:  # fmt: skip
     """Make a picture with the look of the references; Attention Distillation, arXiv:2502.20235.
 
     on_step is called after every step and stops the run by returning False; the result then holds what there is so
-    far. One seed is one result. Raises InputRefused with one sentence where a value cannot be used.
+    far. begun: go on from there, as a StyleStep had it. One seed is one result. Raises InputRefused with one sentence
+    where a value cannot be used.
     """
     started = time.perf_counter()
     config = config or StyleConfig()
@@ -130,15 +144,18 @@ def style(
     notes: list[str] = []
     with torch.inference_mode(False), torch.no_grad():
         look = _look(prior, request, config, way)
-        latents = _run(prior, request, config, way, look, notes)
-        z, done, stopped, history = _begin(prior, request, config, look, way), 0, "", []
+        begun = Begun() if begun is None else begun
+        latents = _run(prior, request, config, way, look, notes, begun.walk)
+        z = _begin(prior, request, config, look, way) if begun.z is None else begun.z.to(prior.device)
+        done, stopped, history = begun.walk.done, "", begun.history
         for t, latest, losses in latents:
             if not latest.isfinite().all():
                 stopped = f"non-finite gradient at step {done + 1}, t={t.item():.2f}"
                 break
             z, done = latest, done + 1
             history.append({"t": t, **losses})
-            if on_step and on_step(StyleStep(done - 1, way.steps, losses, z, prior)) is False:
+            begun.z = z
+            if on_step and on_step(StyleStep(done - 1, way.steps, losses, z, prior, begun)) is False:
                 stopped = "" if done == way.steps else "cancelled"
                 break
         image = _finish(prior, request, config, z)
@@ -203,7 +220,7 @@ def check_style(request: StyleRequest, config: StyleConfig) -> None:
 
 def _check_way(way: Way) -> None:
     """A model's file or somebody's recipe may hold anything. InputRefused."""
-    for name, low, high in (("steps", 1, MAX_STEPS), ("inner", 0, 1000)):
+    for name, low, high in (("steps", 1, MAX_STEPS), ("inner", 0, 1000), ("draws", 1, MAX_DRAWS)):
         check_whole(name, getattr(way, name), low, high)
     for name, low, high in (
         ("step_size", 1e-6, 1), ("start", 0, 1), ("end", 0, 1), ("content_weight", 0, MAX_CONTENT_WEIGHT),
@@ -242,7 +259,7 @@ def _look(prior: Prior, request: StyleRequest, config: StyleConfig, way: Way) ->
         for picture, each in zip(request.references, regions, strict=True)
     )
     content = None if request.content is None else encoded(prior, request.content, config.size)
-    return Look(references, content, way.content_weight, request.regions, way.layers, config.low_memory)
+    return Look(references, content, way.content_weight, request.regions, way.layers, config.low_memory, way.draws)
 
 
 def _begin(prior: Prior, request: StyleRequest, config: StyleConfig, look: Look, way: Way) -> Tensor:
@@ -274,20 +291,20 @@ def _side(prior: Prior, config: StyleConfig) -> int:
 
 
 def _run(
-    prior: Prior, request: StyleRequest, config: StyleConfig, way: Way, look: Look, notes: list[str]
+    prior: Prior, request: StyleRequest, config: StyleConfig, way: Way, look: Look, notes: list[str], walk: Walk
 ) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:  # after each step: t, the picture it heads for, the losses
     z = _begin(prior, request, config, look, way)
     generator = torch.Generator().manual_seed(config.seed + 1)
     tile = None if request.texture is None else _side(prior, config)
     if not way.sampled:
-        return optimise(prior, z, look, way.steps, way.step_size, (way.start, way.end), tile, generator)
+        return optimise(prior, z, look, way.steps, way.step_size, (way.start, way.end), tile, generator, walk)
     prompt = request.prompt or ""
     if cut := prior.tokenize(prompt).cut:
         notes.append(f"The prompt is longer than the model reads; these words were cut: {cut}")
     text = prior.encode_text([prompt])
     steps = sample_in_style(
         prior, z, text, look, generator, way.steps, way.inner, way.step_size, way.scale if prompt else 1.0, way.match,
-        tile, way.start,
+        tile, way.start, walk,
     )  # fmt: skip
     return ((t, z_t if t == 0 else z_0, losses) for t, z_t, z_0, losses in steps)
 

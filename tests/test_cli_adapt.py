@@ -25,7 +25,7 @@ def edit(sd_folder: Path, tmp_path: Path):
     return lambda *options: main([*common, "--overwrite", *options])
 
 
-def test_a_lora_and_a_word_reach_the_model_and_the_recipe(edit, tmp_path, capsys):
+def test_a_lora_and_a_word_reach_the_model_the_recipe_and_a_replay(edit, sd_folder, tmp_path, capsys):
     save_file({f"{LAYER}.lora_A.weight": torch.ones(2, 8), f"{LAYER}.lora_B.weight": torch.ones(8, 2)},
               tmp_path / "style.safetensors")  # fmt: skip
     save_file({"<toy>": torch.ones(1, 16)}, tmp_path / "toy.safetensors")
@@ -35,6 +35,16 @@ def test_a_lora_and_a_word_reach_the_model_and_the_recipe(edit, tmp_path, capsys
     assert recipe["model"]["adapted"] == ["lora style.safetensors:0.5", "word <toy>"]
     assert recipe["model"]["dtype"] == "bfloat16" and str(tmp_path) not in json.dumps(recipe["model"])
     assert "Words looked for: toy" in capsys.readouterr().out
+    options = recipe["model"]["options"]
+    assert [(each["name"], each["scale"]) for each in options.pop("lora")] == [("style.safetensors", 0.5)]
+    assert [each["name"] for each in options.pop("embedding")] == ["toy.safetensors"]
+    assert options == {"precision": "bf16", "attention": "math", "tiling": True}
+    again = ["replay", str(tmp_path / "out.png"), "--model", str(sd_folder), "--device", "cpu"]
+    assert main(again) == errors.OK  # the files are found beside the picture
+    said = capsys.readouterr().out
+    assert "Compared: the same, pixel for pixel" in said and "Differs" not in said
+    assert main([*again, "--overwrite", "--precision", "fp32"]) == errors.OK
+    assert "Differs: model dtype was bfloat16, is float32" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("offload", ["--offload", "--offload-layers"])

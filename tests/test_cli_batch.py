@@ -20,7 +20,7 @@ from sdsedit.batch import inputs, local
 from sdsedit.batch.manifest import read_manifest
 from sdsedit.batch.store import CRASHES, Store
 from sdsedit.cli import main
-from tests.batch.conftest import here, write  # noqa: F401  # fixtures
+from tests.batch.conftest import here, toys, write  # noqa: F401  # fixtures
 
 ROOT = Path(__file__).resolve().parents[1]
 Write = Callable[..., Path]
@@ -100,6 +100,35 @@ def test_a_dry_run_does_nothing_and_says_all(
     assert len(jobs) == 13 and plan["jobs"] == 13 and plan["seconds"] > 0 and len({job["key"] for job in jobs}) == 13
 
 
+def test_the_command_line_s_model_is_loaded_as_it_says(
+    write: Write, out: Path, toys: Path, builtin_folder: Path, tmp_path: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    """Also where its files lie elsewhere; how it runs is no part of the jobs' keys."""
+    (toys / "toy.safetensors").rename(tmp_path / "far.safetensors")
+    monkeypatch.chdir(tmp_path)
+    path = write({"id": "x", "input": "a.png"}, {"id": "own", "input": "a.png", "lora": [], "precision": "fp32"})
+    command = ["batch", str(path), "--output", str(out), "--model", str(builtin_folder), "--device", "cpu"]
+    command += ["--lora", "far.safetensors:0.5", "--tiling"]
+    assert main([*command, "--dry-run", "--json"]) == errors.OK
+    first, own, _ = lines(capsys.readouterr().out)
+    assert first["lora"] == [f"{tmp_path}/far.safetensors:0.5"] and "lora" not in own and own["precision"] == "fp32"
+    assert main([*command, "--dry-run", "--json", "--offload-layers", "--attention-kernel", "math"]) == errors.OK
+    assert lines(capsys.readouterr().out)[0]["key"] == first["key"]
+    assert main([*command[:-2], "far.safetensors:0.6", "--dry-run", "--json"]) == errors.OK
+    assert lines(capsys.readouterr().out)[0]["key"] != first["key"]
+    assert main(command) == errors.OK
+    capsys.readouterr()
+    recipe = json.loads((out / "x.json").read_text())["model"]
+    assert recipe["adapted"] == ["lora far.safetensors:0.5"] and recipe["options"]["tiling"] is True
+    assert str(tmp_path) not in json.dumps(recipe)
+    assert "far.safetensors:0.5" in (out / "sheet.html").read_text("utf-8")
+    assert str(tmp_path) not in (out / "sheet.html").read_text("utf-8")
+    assert main(["replay", str(out / "x.png"), "--device", "cpu"]) == errors.OK
+    said = capsys.readouterr().out
+    assert "Compared: the same, pixel for pixel" in said and "Differs" not in said
+
+
 def test_all_faults_at_once_and_nothing_begun(
     write: Write, out: Path, builtin_folder: Path, capsys: pytest.CaptureFixture[str], here: Path  # noqa: F811
 ):  # fmt: skip
@@ -131,6 +160,13 @@ def test_all_faults_at_once_and_nothing_begun(
         (["--workers", "0"], errors.USAGE, "workers is 0; it must be a whole number from 1 to 256"),
         (["--resume", "--overwrite"], errors.USAGE, "not allowed with"),
         (["--model", "https://example.com/x"], errors.USAGE, "Addresses are never fetched"),
+        (["--lora", "none.safetensors:0.5"], errors.USAGE, "There is no LoRA file none.safetensors"),
+        (["--lora", "x.safetensors:20"], errors.USAGE, "The scale of a LoRA is a number from -10 to 10; got 20."),
+        (["--embedding", "x.bin"], errors.USAGE, "There is no textual inversion file x.bin"),
+        (["--settings", "here"], errors.USAGE, "--settings are for a model in one .safetensors file"),
+        (["--model", "one.safetensors", "--settings", "x"], errors.USAGE, "There is no file one.safetensors"),
+        (["--attention-kernel", "cudnn", "--device", "cpu"], errors.USAGE, "cudnn attention does not run on cpu"),
+        (["--precision", "fp8"], errors.USAGE, "invalid choice"),
         (["--model", "nobody/nothing"], errors.MODEL_MISSING, "hf download nobody/nothing"),
         (["--model", "stabilityai/stable-diffusion-xl-base-1.0"], errors.MODEL_MISSING, "CreativeML Open RAIL++-M"),
     ],

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from sdsedit import errors
 from sdsedit.cli import main
@@ -61,13 +63,23 @@ def test_magicbrush_from_the_folder_to_the_table(tmp_path, builtin_folder, clip_
 
 
 def test_pie_bench_without_clip_says_what_is_missing(tmp_path, builtin_folder, capsys):
-    given = ("--model", str(builtin_folder), "--clip", "nobody/clip", "--steps", "1", "--limit", "1")
+    layer = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    save_file({f"{layer}.lora_A.weight": torch.ones(2, 16), f"{layer}.lora_B.weight": torch.ones(16, 2)},
+              tmp_path / "toy.safetensors")  # fmt: skip
+    given = ("--model", str(builtin_folder), "--clip", "nobody/clip", "--steps", "1", "--limit", "1",
+             "--lora", f"{tmp_path}/toy.safetensors:0.5", "--tiling")  # fmt: skip
     assert evaluate(pie(tmp_path / "pie"), "pie", tmp_path / "out", *given) == errors.OK
     text = (tmp_path / "out" / "scores.md").read_text()
     assert "nobody/clip is not on this machine" in text and "| lusd | random | 1 |" in text
     (summary, _) = json.loads((tmp_path / "out" / "scores.json").read_text())["summary"]
     assert summary["clip_t"] is None and summary["l1"] >= 0 and summary["psnr_outside"] is not None
     assert "No plot" in capsys.readouterr().err
+    (made,) = (tmp_path / "out" / "results" / "lusd").glob("*.json")  # the model was loaded as `batch` would
+    model = json.loads(made.read_text())["model"]
+    assert model["adapted"] == ["lora toy.safetensors:0.5"] and model["options"]["tiling"] is True
+    assert "lora toy.safetensors:0.5" in text and str(tmp_path) not in text
+    assert evaluate(tmp_path / "pie", "pie", tmp_path / "out", *given[:-3]) == errors.USAGE
+    assert "another dataset or model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdsedit import cli, errors
+from sdsedit import cli, cli_splats, errors
 from sdsedit.cli import main
 from sdsedit.io.record import read_recipe
 from sdsedit.io.splats import Splats, read, write
@@ -123,6 +123,51 @@ def test_a_scene_is_replayed_byte_for_byte(edited: tuple[Path, str], builtin_fol
     assert said.endswith("Compared: the same, byte for byte\n") and "Differs" not in said
     assert output.read_bytes() == (folder / "o.ply").read_bytes()
     assert names(tmp_path) == {"again.ply", "again.ply.json"}
+
+
+def test_a_scene_takes_a_look_and_is_replayed(builtin_folder: Path, tmp_path: Path):
+    """The words say nothing new: all that is seen takes the look, and what nobody sees keeps its bits."""
+    write(tmp_path / "ball.ply", little_scene())
+    look, other = (np.random.default_rng(k).integers(0, 256, (40, 32, 3), dtype=np.uint8) for k in range(2))
+    Image.fromarray(look).save(tmp_path / "look.png")
+    Image.fromarray(other).save(tmp_path / "other.png")
+    asked = ["--source", "a cat", "--target", "a cat", "--views", "4", "--steps", "1", "--size", "64"]
+    model, reference = ["--model", str(builtin_folder)], ["--reference", str(tmp_path / "look.png")]
+    ball, made = str(tmp_path / "ball.ply"), str(tmp_path / "o.ply")
+    code, said, err = run("splats", ball, *asked, *reference, "--style-weight", "3", "--output", made, *model)
+    assert code == errors.OK, err
+    recipe = read_recipe(tmp_path / "o.ply")
+    assert recipe["settings"]["style_weight"] == 3 and recipe["result"]["kind"] == "restyle"
+    sha256 = hashlib.sha256((tmp_path / "look.png").read_bytes()).hexdigest()
+    assert recipe["references"] == [{"name": "look.png", "sha256": sha256}]
+    assert str(tmp_path) not in json.dumps(recipe)
+    before, after = read(tmp_path / "ball.ply"), read(tmp_path / "o.ply")
+    assert same_rows(before, after)[-HIDDEN:].all() and not same_rows(before, after).all()
+    again = ["replay", made, "--output", str(tmp_path / "again.ply"), *model]
+    code, said, err = run(*again)
+    assert code == errors.OK and said.endswith("Compared: the same, byte for byte\n"), err
+    said = run(*again, "--overwrite", "--reference", str(tmp_path / "other.png"))[2]
+    assert "other.png is not the reference that the recipe names: its SHA-256 is another." in said
+    said = run(*again, "--overwrite", *reference, *reference)[2]
+    assert "The recipe names 1 references; give as many, or none." in said
+    (tmp_path / "look.png").unlink()
+    said = run(*again, "--overwrite")[2]
+    assert said == "sdsedit: look.png, which the recipe names, is not here: add --reference FILE.\n"
+
+
+def test_a_deletion_is_written_though_it_has_no_steps(builtin_folder: Path, tmp_path: Path):
+    write(tmp_path / "ball.ply", little_scene())
+    asked = ["--source", "a cat wearing a crown", "--target", "a cat", "--views", "4", "--size", "64"]
+    asked += ["--threshold", "0.89"]  # a network of random weights finds about the same everywhere
+    made = str(tmp_path / "o.ply")
+    code, said, err = run(
+        "splats", str(tmp_path / "ball.ply"), *asked, "--output", made, "--model", str(builtin_folder), "--seed", "7"
+    )
+    assert code == errors.OK, err
+    assert "(delete)" in said and f"Written: {made}, {made}.json\n" in said
+    assert len(read(tmp_path / "o.ply")) < 330 + 6000 and read_recipe(tmp_path / "o.ply")["result"]["steps_done"] == 0
+    code, said, err = run("replay", made, "--output", str(tmp_path / "p.ply"), "--model", str(builtin_folder))
+    assert code == errors.OK and said.endswith("Compared: the same, byte for byte\n"), err
 
 
 def test_only_the_weights(edited: tuple[Path, str], builtin_folder: Path, tmp_path: Path):
@@ -282,6 +327,8 @@ def test_replay_of_scenes_that_tell_nothing(edited: tuple[Path, str], tmp_path: 
     (tmp_path / "ball.ply").write_bytes((edited[0] / "ball.ply").read_bytes())
     (tmp_path / "ball.json").write_text('{"schema": 1, "kind": "image"}')  # of a ball.png
     assert "ball.ply carries no recipe" in run("replay", str(tmp_path / "ball.ply"))[2]
+    said = run("replay", str(edited[0] / "o.ply"), "--reference", "x.png")[2]
+    assert said == "sdsedit: The recipe names no reference; give none.\n"
     for option in ("--mask", "--cameras"):
         said = run("replay", str(edited[0] / "o.ply"), option, "x")[2]
         assert said.startswith("sdsedit: o.ply was made without ") and said.endswith(f"leave out {option}.\n")
@@ -323,6 +370,10 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., st
         (["--mask-only"], "--mask-only stops after the weights are written"),
         (["--model", "m.ckpt"], "safetensors only"),
         (["--words", " , "], "words names no word"),
+        (["--reference", "none.png"], "none.png is not there"),
+        (["--reference", "look.png"] * 9, "A style takes at most 8 references; 9 are given."),
+        (["--reference", "there.ply"], "there.ply"),
+        (["--style-weight", "11"], "style-weight is 11; it must be a number from 0 to 10."),
         (["--kind", "magic"], "'magic'"),
         (["--method", "magic"], "'magic'"),
         (["--up", "w"], "up is w; it must be one of x, -x, y, -y, z, -z, or three numbers such as 0,-1,0."),
@@ -374,10 +425,12 @@ def test_directions_and_colours():
         "--up",
         "--x",
     ]
-    assert cli._direction("-y") == (0, -1, 0) and cli._direction("+Z") == (0, 0, 1)
-    assert cli._direction("0,3,-4") == (0, 0.6, -0.8)
+    assert cli_splats._direction("-y") == (0, -1, 0) and cli_splats._direction("+Z") == (0, 0, 1)
+    assert cli_splats._direction("0,3,-4") == (0, 0.6, -0.8)
     assert (
-        cli._colour("white") == (1, 1, 1) and cli._colour("0,0.5,1") == (0, 0.5, 1) and cli._colour("#ff0000")[1] == 0
+        cli_splats._colour("white") == (1, 1, 1)
+        and cli_splats._colour("0,0.5,1") == (0, 0.5, 1)
+        and cli_splats._colour("#ff0000")[1] == 0
     )
     splats = cli._parser().parse_args(["splats", "a.ply", "--target", "x", "--up=-z", "--background", "black"])
     assert splats.up == (0, 0, -1) and splats.background == (0, 0, 0)
@@ -387,17 +440,18 @@ def test_what_help_says_is_what_the_engine_holds():
     from sdsedit.splats import change, survey
 
     config = change.SplatConfig()
-    assert change.KINDS == cli.KIND_NAMES and tuple(survey.DIRECTIONS) == cli.DIRECTION_NAMES
+    assert change.KINDS == cli_splats.KIND_NAMES and tuple(survey.DIRECTIONS) == cli_splats.DIRECTION_NAMES
     parsed = cli._parser().parse_args(["splats", "a.ply", "--target", "x"])
-    for name in ("kind", "method", "steps", "seed", "strength", "views", "threshold", "distillation", "added", "size"):
+    same = ("kind", "method", "steps", "seed", "strength", "views", "threshold", "distillation", "added", "size")
+    for name in (*same, "style_weight"):
         assert getattr(parsed, name) == getattr(config, name), name
     assert parsed.background == config.background and parsed.up == config.up
     from sdsedit.request import Edit
 
     for name, low, high in (
-        ("views", cli.MIN_VIEWS, cli.MAX_VIEWS),
-        ("threshold", cli.MIN_THRESHOLD, cli.MAX_THRESHOLD),
-        ("added", 1, cli.MAX_SEEDED),
+        ("views", cli_splats.MIN_VIEWS, cli_splats.MAX_VIEWS),
+        ("threshold", cli_splats.MIN_THRESHOLD, cli_splats.MAX_THRESHOLD),
+        ("added", 1, cli_splats.MAX_ADDED),
     ):
         for value, good in ((low, True), (high, True), (low - 0.01 if low < 1 else low - 1, False)):
             try:

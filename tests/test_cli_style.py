@@ -184,7 +184,8 @@ def test_what_is_refused(folder: Path, monkeypatch, arguments: list[str], senten
 def test_limits_named_here_are_the_engines():
     for name in ("MAX_TEXTURE", "MAX_CONTENT_WEIGHT", "MAX_LAYERS"):
         assert getattr(cli_style, name) == getattr(style, name)
-    assert cli_style.MAX_REFERENCES == request.MAX_REFERENCES and cli.MAX_STYLE_WEIGHT == request.MAX_STYLE_WEIGHT
+    assert cli_style.MAX_REFERENCES == request.MAX_REFERENCES
+    assert cli_style.MAX_STYLE_WEIGHT == request.MAX_STYLE_WEIGHT
     assert request.EditConfig().style_weight == cli.IMAGE_STYLE_WEIGHT
     from sdsedit.sketch.draw import SketchConfig
 

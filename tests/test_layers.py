@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 ROWS: tuple[tuple[str, ...], ...] = (
     ("sdsedit._version", "sdsedit.errors", "sdsedit.known_models"),
-    ("sdsedit.schedule", "sdsedit.camera", "sdsedit.metrics", "sdsedit.io"),  # files and numbers: they know no model
+    # Files and numbers, and what is asked for in loading a model: they know none.
+    ("sdsedit.schedule", "sdsedit.camera", "sdsedit.metrics", "sdsedit.io", "sdsedit.model_options"),
     ("sdsedit.prior",),
     ("sdsedit.attention",),
     ("sdsedit.guidance",),
@@ -28,8 +29,10 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("sdsedit.io.record",),  # a recipe is made of an edit or a sketch as a whole: record stands above the rest of io
     ("sdsedit.io.record_style",),
     ("sdsedit.batch", "sdsedit.doctor", "sdsedit.licences"),
+    ("sdsedit.cli_shared",),
     ("sdsedit.cli_batch", "sdsedit.cli_models", "sdsedit.cli_style", "sdsedit.evaluate"),
-    ("sdsedit.cli_evaluate",),  # it starts a batch, and scores what that made
+    # A batch that is scored; scenes that take a style.
+    ("sdsedit.cli_evaluate", "sdsedit.cli_splats"),
     ("sdsedit.web", "sdsedit.cli"),
     ("sdsedit",),  # the front door, `sdsedit/__init__.py`: names of all rooms, loaded when used
     ("app", "pipelines", "training"),

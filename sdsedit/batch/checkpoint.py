@@ -1,9 +1,12 @@
-"""Checkpoints of a job: what the network has answered so far, kept on the disk.
+"""Checkpoints of a job, kept on the disk: what the network has answered so far; of a style, where its run is.
 
 A run is decided by its seed and by the network's answers, and nearly all of its time goes into those. So they are what
 is kept: a job that is begun again is given the answers that it had, to the bit, until it comes to the first new one. It
 needs nothing of the loops that ask, and serves all kinds of jobs alike; what is done beside the network (a renderer's
-strokes and splats, the autoencoder) is done again. Answers that autograd has to go through are not kept.
+strokes and splats, the autoencoder) is done again. Answers that autograd has to go through are not kept, and neither
+is what only such an answer is compared with: attention that a look is taken from.
+
+A style is nothing but such answers. Its run is decided by a few small tensors, of which the last ones are kept.
 """
 
 from __future__ import annotations
@@ -11,18 +14,24 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from sdsedit.attention.probe import AttentionMaps
+from sdsedit.attention.probe import AttentionMaps, AttentionProbe, SeveralProbes
+from sdsedit.batch.manifest import Job
+from sdsedit.batch.work import Made, OnProgress, perform
 from sdsedit.io.record import write_all
 from sdsedit.prior.base import Prediction, Prior, Probe, Text
 
+if TYPE_CHECKING:
+    from sdsedit.style import Begun
+
 EVERY = 20  # answers between two writings
+EVERY_STEPS = 10  # of a style, likewise
 MAX_BYTES = 2**30  # of one job; a larger one starts again from its beginning
 
 
@@ -44,7 +53,8 @@ class Remembering:
         return getattr(self._prior, name)
 
     def predict(self, z_t: Tensor, t: Tensor, text: Text, probe: Probe | None = None) -> Prediction:
-        if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+        backwards = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        if backwards or not (probe is None or isinstance(probe, AttentionProbe | SeveralProbes)):
             return self._prior.predict(z_t, t, text, probe)
         asked = t.float().cpu()
         for then, prediction in self._past:
@@ -93,12 +103,6 @@ class Remembering:
         self._parts += 1
         self._new = []
 
-    def forget(self) -> None:
-        """The job is done."""
-        self._past, self._new = iter(()), []
-        with contextlib.suppress(OSError):
-            shutil.rmtree(self._folder)
-
     def _read(self) -> Iterator[tuple[Tensor, Prediction]]:
         from safetensors import SafetensorError, safe_open
 
@@ -123,6 +127,74 @@ class Remembering:
                 every = [AttentionMaps(found[f"{name}.cross"], found.get(f"{name}.refined")) for name in named]
                 maps = None if count < 0 else every[0] if count == 0 else tuple(every)
                 yield found[f"{k}.t"], Prediction(found[f"{k}.eps"], maps)
+
+
+class KeptRun:
+    """Where the run of a style is, in `folder`, every few steps.
+
+    key: of the job; another one's is not read.
+    """
+
+    def __init__(self, folder: Path, key: str, every: int = EVERY_STEPS) -> None:
+        self._file, self._key, self._every = folder / "run.safetensors", key, every
+
+    def step(self, begun: Begun, last: bool) -> None:
+        """After a step; `last`: the run is about to stop. A disk that takes no more ends nothing."""
+        walk = begun.walk
+        if (walk.done % self._every and not last) or begun.z is None or walk.z is None:
+            return
+        from safetensors.torch import save
+
+        names = [*begun.history[0]]
+        table = [[float(step[name]) for name in names] for step in begun.history]
+        tensors = {"z": begun.z, "walk": walk.z, "history": torch.tensor(table, dtype=torch.float64)}
+        tensors |= {f"adam.{name}": each for name, each in walk.adam.items()}
+        tensors |= {} if walk.generator is None else {"generator": walk.generator}
+        about = {"key": self._key, "done": str(walk.done), "history": json.dumps(names)}
+        data = save({name: each.detach().cpu().contiguous().clone() for name, each in tensors.items()}, about)
+        with contextlib.suppress(OSError):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            write_all([(self._file, data)])
+
+    def read(self) -> Begun | None:
+        """Where to go on; None: at the beginning."""
+        from safetensors import SafetensorError, safe_open
+
+        from sdsedit.guidance.attention_distillation import Walk
+        from sdsedit.style import Begun
+
+        try:
+            with safe_open(self._file, "pt") as opened:
+                about = opened.metadata() or {}
+                if about.get("key") != self._key:
+                    return None
+                found = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # it is no dict
+            adam = {name.removeprefix("adam."): each for name, each in found.items() if name.startswith("adam.")}
+            walk = Walk(int(about["done"]), found["walk"], adam, found.get("generator"))
+            names = json.loads(about["history"])
+            history = [dict(zip(names, row.unbind(), strict=True)) for row in found["history"]]
+        except (OSError, ValueError, KeyError, SafetensorError):
+            return None
+        return Begun(walk, found["z"], history)
+
+
+def perform_kept(
+    job: Job, root: Path, inputs: Mapping[str, str], prior: Prior, model: dict[str, Any], on_progress: OnProgress,
+    folder: Path, key: str,
+) -> Made:  # fmt: skip
+    """`work.perform`, going on from the checkpoints in `folder` and keeping new ones there; `key` is the job's."""
+    if job.kind == "style":
+        return perform(job, root, inputs, prior, model, on_progress, KeptRun(folder, key))
+    remembering: Any = Remembering(prior, folder, key)  # has all of a prior
+    made = perform(job, root, inputs, remembering, model, on_progress)
+    if made.stopped == "cancelled":
+        remembering.write()
+    return made
+
+
+def forget(folder: Path) -> None:
+    """The job is done."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _kept(maps: Any) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sdsedit.batch.inputs import Planned, model_folder
+from sdsedit.model_options import ModelOptions
 
 # Rows of a step, in passes of two rows, as each method's docstring says; the way back costs two there.
 _STEP = {
@@ -55,7 +56,7 @@ def estimate(
             total += seen[1]
             known += 1
         else:
-            passes.setdefault(each.model, []).append(passes_of(each))
+            passes.setdefault(ModelOptions.parse(each.model).name, []).append(passes_of(each))
     said = [f"{known} like those that this folder has done"] if known else []
     for model, counts in passes.items():
         seconds = probe(model, device, threads)
@@ -68,7 +69,8 @@ def estimate(
 
 def passes_of(planned: Planned) -> float:
     """Forward passes of two rows that a job takes, or what costs as much."""
-    job, own = planned.job, _editing(planned.model)
+    job, model = planned.job, ModelOptions.parse(planned.model).name
+    own = _editing(model)
     given = job.settings
     if job.kind == "sketch":
         return _SKETCH * given["steps"] + 40
@@ -84,7 +86,7 @@ def passes_of(planned: Planned) -> float:
         return picture + _SVG * (given["steps"] or 60)
     if job.kind == "splats":
         return _SPLATS * (given["steps"] or _SPLAT_STEPS) + given["views"] * 30
-    scale = (given["size"] / _native(planned.model)) ** 2 if given["size"] else 1.0
+    scale = (given["size"] / _native(model)) ** 2 if given["size"] else 1.0
     return picture * scale
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sdsedit.errors import printable
+from sdsedit.model_options import DECIDING, MAX_DISTILLED_GUIDANCE, MAX_FILES, PRECISIONS
 
 SCHEMA_VERSION = 1
 KINDS = ("image", "sketch", "svg", "splats", "style")
@@ -26,7 +27,7 @@ READS = {
     "splats": (".ply", ".spz"),
 }
 READS["style"] = READS["image"]
-MAX_REFERENCES, MAX_TEXTURE = 8, 8192
+MAX_REFERENCES, MAX_TEXTURE, MAX_STYLE_WEIGHT = 8, 8192, 10.0
 
 Type = Literal["text", "whole", "number", "flag", "choice", "words", "vector", "files"]
 
@@ -53,7 +54,18 @@ _SIZE = Field("whole", "working side in pixels; without it the model's own", low
 _SOURCE = Field("text", "describes it as it is")
 _TARGET = Field("text", "describes it as it should become", required=True)
 _NEGATIVE = Field("text", "what to move away from (nfsd, csd and sbp read it)", "")
-_MODEL = Field("text", "builtin, a diffusers folder beside the manifest, an id, or ID@REVISION")
+_MODEL = {
+    "model": Field("text", "builtin, a diffusers folder or a .safetensors file below the manifest's folder, an id, or "
+                   "ID@REVISION"),
+    "lora": Field("files", "LoRAs that are added to the model's weights, FILE or FILE:SCALE, relative to the manifest",
+                  high=MAX_FILES),
+    "embedding": Field("files", "files of textual inversion, relative to the manifest: their words can be written in "
+                       "prompts", high=MAX_FILES),
+    "settings": Field("text", "of a model in one .safetensors file: a folder or an id that its settings are from"),
+    "precision": Field("choice", "of the network; without it what suits it", choices=PRECISIONS),
+    "distilled_guidance": Field("number", "what FLUX.1 dev is told; no CFG scale", low=0, high=MAX_DISTILLED_GUIDANCE),
+}  # fmt: skip
+_LOOK = Field("files", "pictures whose look is taken, relative to the manifest", low=1, high=MAX_REFERENCES)
 _PICTURES = {
     "save_mask": Field("flag", "also write OUT.mask.png, the weight of the edit", False),
     "save_heatmap": Field("flag", "also write OUT.heatmap.png, where the words were found", False),
@@ -69,7 +81,9 @@ FIELDS: dict[str, dict[str, Field]] = {
         "words": _WORDS, "method": _METHOD, "steps": _STEPS, "seed": _SEED, "strength": _STRENGTH, "size": _SIZE,
         "feather": Field("number", "the mask's soft edge in pixels", 3.0, low=0, high=256),
         "refine": Field("number", "redraw the place from this much noise at the end, 0: do not", low=0, high=1),
-        "model": _MODEL, **_PICTURES,
+        "references": _LOOK,
+        "style_weight": Field("number", "how hard the references' look pulls", 2.0, low=0, high=MAX_STYLE_WEIGHT),
+        **_MODEL, **_PICTURES,
     },
     "sketch": {
         "prompt": Field("text", "what to draw", required=True),
@@ -79,13 +93,13 @@ FIELDS: dict[str, dict[str, Field]] = {
         "width": Field("number", "multiplies the width of strokes", 1.0, low=0.1, high=20),
         "steps": replace(_STEPS, default=120, about="steps"), "seed": _SEED,
         "distillation": Field("number", "score distillation's share of the gradient", 0.5, low=0, high=1),
-        "model": _MODEL,
+        **_MODEL,
     },
     "svg": {
         "input": _FILES["input"], "target": _TARGET, "source": _SOURCE, "words": _WORDS, "method": _METHOD,
         "share": Field("number", "a shape may change if this much of it lies in the place", 0.5, low=0, high=1),
         "added": Field("whole", "new shapes at most", 24, low=0, high=512),
-        "steps": _STEPS, "seed": _SEED, "strength": _STRENGTH, "model": _MODEL, **_PICTURES,
+        "steps": _STEPS, "seed": _SEED, "strength": _STRENGTH, **_MODEL, **_PICTURES,
     },
     "splats": {
         "input": _FILES["input"], "cameras": _FILES["cameras"], "target": _TARGET, "source": _SOURCE,
@@ -98,12 +112,14 @@ FIELDS: dict[str, dict[str, Field]] = {
         "added": Field("whole", "new Gaussians to begin a new thing with", 6000, low=1, high=200_000),
         "background": Field("vector", "behind the scene, three numbers", (0.62, 0.79, 0.95), low=0, high=1),
         "up": Field("vector", "of the scene's world, three numbers", (0.0, -1.0, 0.0), low=-1, high=1),
-        "model": _MODEL,
+        **_MODEL,
     },
     "style": {
         "input": Field("text", "a picture that keeps its layout and takes the look; this, prompt or texture"),
-        "references": Field("files", "pictures whose look is wanted, relative to the manifest", high=MAX_REFERENCES,
-                            required=True),
+        "references": replace(_LOOK, about="pictures whose look is wanted, relative to the manifest", required=True),
+        "content_regions": Field("text", "the input painted in a few flat colours, a region each"),
+        "reference_regions": replace(_LOOK, about="the same for each of the references: a colour takes its look from "
+                                     "where the reference has that colour"),
         "prompt": Field("text", "what to draw in that look"),
         "texture": Field("text", f"a texture this large, such as 512x256, up to {MAX_TEXTURE} pixels a side"),
         "content_weight": Field("number", "how firmly the layout is kept; without it what suits the model", low=0,
@@ -112,7 +128,7 @@ FIELDS: dict[str, dict[str, Field]] = {
         "scale": Field("number", "how firmly the prompt is followed", low=1, high=30),
         "layers": Field("whole", "self-attention layers to compare, from the network's end", low=1, high=128),
         "steps": replace(_STEPS, about="steps; without it what suits the model"), "seed": _SEED, "size": _SIZE,
-        "model": _MODEL,
+        **_MODEL,
     },
 }  # fmt: skip
 NAMES = {
@@ -121,8 +137,9 @@ NAMES = {
     "output": Field("text", "relative to the output folder; without it the id. {stem}, {id} and the grid's names stand "
                     "for their values"),
 }  # fmt: skip
-FILES = ("input", "mask", "cameras", "references")  # fields that name files
-NOT_SETTINGS = {*FILES, "model"}
+# Fields that name files, of which there is no grid.
+FILES = ("input", "mask", "cameras", "references", "content_regions", "reference_regions")
+NOT_SETTINGS = {*FILES, "model", *DECIDING}
 
 
 class Cell(str):
@@ -147,8 +164,8 @@ def fault_in(name: str, value: Any, field: Field) -> str | None:
         return None if good else f'{name} must be words of the prompt, such as ["crown", "top hat"].'
     if field.type == "files":
         each = value if isinstance(value, list | tuple) else [value]
-        good = 1 <= len(each) <= field.high and all(isinstance(name, str) and name.strip() for name in each)
-        return None if good else f"{name} must be 1 to {_top(field)} names of files."
+        good = field.low <= len(each) <= field.high and all(isinstance(name, str) and name.strip() for name in each)
+        return None if good else f"{name} must be {field.low:g} to {_top(field)} names of files."
     if field.type == "vector":
         good = isinstance(value, list | tuple) and len(value) == 3 and all(_within(v, field) for v in value)
         return None if good else f"{name} must be three numbers from {field.low:g} to {field.high:g}."
@@ -221,7 +238,10 @@ def json_schema() -> dict[str, Any]:
             "files": lambda: {
                 "anyOf": [
                     {"type": "string"},
-                    {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": int(field.high)},
+                    {
+                        "type": "array", "items": {"type": "string"},
+                        "minItems": int(field.low), "maxItems": int(field.high),
+                    },
                 ]
             },
             "vector": lambda: {

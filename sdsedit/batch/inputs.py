@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from sdsedit.batch.manifest import Fault, Job, Manifest, ManifestRefused
 from sdsedit.batch.places import ADDRESS
 from sdsedit.errors import InputRefused, printable
 from sdsedit.known_models import KNOWN_MODELS
+from sdsedit.model_options import file_sha256, is_single_file, parse_lora
+
+MAX_REGIONS = 16  # as the engine has it, which is too heavy to be asked here
 
 
 @dataclass(frozen=True)
@@ -25,13 +29,15 @@ class Planned:
     job: Job
     inputs: dict[str, str]  # "input", "mask", "cameras" -> SHA-256
     size: tuple[int, int] | None  # of the picture, pixels
-    model: str  # as the loader wants it
+    model: str  # ModelOptions.dump(): jobs of one line are done by one loaded model
     key: str
 
     @property
     def shape(self) -> str:
         """Jobs of one shape have latents of one size, so that the network can take them together; "": alone."""
-        return f"{self.size[0]}x{self.size[1]}@{self.job.settings['size']}" if self.size else ""
+        if not self.size or self.job.references:  # a look is taken backwards through the network, by each for itself
+            return ""
+        return f"{self.size[0]}x{self.size[1]}@{self.job.settings['size']}"
 
 
 @dataclass(frozen=True)
@@ -63,9 +69,12 @@ def examine(
     root = manifest.root
     masks = {(job.mask, job.input) for job in manifest.jobs if job.mask}
     cameras = {(job.cameras, job.input) for job in manifest.jobs if job.cameras}
-    every = [(name, "image" if job.kind == "style" else job.kind) for job in manifest.jobs
-             for name in (job.input, *job.references) if name]  # fmt: skip
-    wanted = list(dict.fromkeys(every))
+
+    def pairs_of(job: Job) -> dict[str, tuple[str, str | None]]:
+        return {what: (name, _look_for(job, what)) for what, name in job.files.items()}
+
+    every = dict.fromkeys(pair for job in manifest.jobs for pair in pairs_of(job).values())
+    wanted = [pair for pair in every if pair[1] in _LOOKS]
     faults: dict[tuple[str | None, str | None], str] = {}
     found: dict[tuple[str | None, str | None], tuple[str, Any]] = {}
     done, total = 0, len(wanted) + len(masks) + len(cameras)
@@ -97,18 +106,46 @@ def examine(
     planned: list[Planned] = []
     report: list[Fault] = []
     for job in manifest.jobs:
-        kind = "image" if job.kind == "style" else job.kind
-        pairs = {what: (name, job.input if what in ("mask", "cameras") else kind) for what, name in job.files.items()}
+        pairs = pairs_of(job)
         bad = [faults[pair] for pair in pairs.values() if pair in faults]
+        if not bad and job.content_regions:
+            bad = _bad_regions({what: found[pair][1] for what, pair in pairs.items()})
         report += [Fault(job.line, sentence) for sentence in bad]
         if not bad:
             shas = {name: found[pair][0] for name, pair in pairs.items()}
             size = found[job.input, job.kind][1] if job.kind == "image" else None
-            model = models[job.model]
-            planned.append(Planned(job, shas, size, model.spec, key_of(job, shas, model)))
+            model, settings = models[job.model], models.get(job.options.get("settings", ""))
+            loading = job.loading(root.resolve(), model.spec, None if settings is None else settings.spec).dump()
+            planned.append(Planned(job, shas, size, loading, key_of(job, shas, model, settings)))
     if report:
         raise ManifestRefused(report)
     return planned
+
+
+def _look_for(job: Job, what: str) -> str | None:
+    """What a file of a job is looked at as, one of _LOOKS; a mask and cameras are looked at with the job's input."""
+    if what in ("mask", "cameras"):
+        return job.input
+    what = what.rstrip(" 0123456789")
+    if what in ("regions", "reference regions"):
+        return "regions"
+    return what if what in ("lora", "embedding") else "image" if job.kind == "style" else job.kind
+
+
+def _bad_regions(found: dict[str, Any]) -> list[str]:
+    """Sentences, if pictures of regions do not fit the pictures that they are of; `found` is what was seen of each."""
+    pairs = {"input": "regions"} | {
+        what: what.replace("reference", "reference regions") for what in found if re.fullmatch(r"reference \d+", what)
+    }
+    said = []
+    for what, regions in pairs.items():
+        if found[what] != tuple(found[regions][:2]):
+            width, height = found[what]
+            said.append(f"The regions of the {what} must be exactly as large as its picture, {width}x{height}.")
+    theirs = {colour for what, regions in pairs.items() if what != "input" for colour in found[regions][2:]}
+    if lost := {*found["regions"][2:]} - theirs:
+        said.append(f"{len(lost)} of the input's regions have a colour that no reference's regions have: use the same.")
+    return said
 
 
 def _stamp(root: Path, names: Sequence[str | None]) -> str:
@@ -126,11 +163,18 @@ def _stamp(root: Path, names: Sequence[str | None]) -> str:
     return " ".join(stamps)
 
 
-def key_of(job: Job, inputs: dict[str, str], model: Model) -> str:
-    """SHA-256 of what decides a result: input bytes, settings, model and revision, the code."""
+def key_of(job: Job, inputs: dict[str, str], model: Model, settings: Model | None = None) -> str:
+    """SHA-256 of what decides a result: input bytes, settings, model and revision and how it is loaded, the code."""
+    options = dict(job.options)
+    if "lora" in options:  # whose bytes are among the inputs
+        options["lora"] = [parse_lora(given)[1] for given in options["lora"]]
+    if "embedding" in options:  # a word may be called as its file is
+        options["embedding"] = [Path(file).name for file in options["embedding"]]
+    if settings is not None:
+        options["settings"] = settings.revision
     parts = {
-        "kind": job.kind, "settings": job.settings, "inputs": inputs,
-        "model": [Path(model.spec).name if Path(model.spec).is_dir() else model.spec, model.revision],
+        "kind": job.kind, "settings": job.settings, "inputs": inputs, "options": options,
+        "model": [Path(model.spec).name if Path(model.spec).exists() else model.spec, model.revision],
         "code": code_version(job.kind),
     }  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True, allow_nan=False).encode()).hexdigest()
@@ -161,18 +205,21 @@ def code_version(kind: str) -> str:
 
 
 def models_of(manifest: Manifest) -> dict[str, Model]:
-    """Every model that the jobs name, by the name that they use. ModelMissing: one is not here, and is not fetched."""
+    """Every model that the jobs name, and those whose settings they take, by the name that they use. ModelMissing: one
+    is not here, and is not fetched."""
     from sdsedit.io.record import model_revision
     from sdsedit.prior.load import ModelNotFound
 
     found: dict[str, Model] = {}
-    for name in dict.fromkeys(job.model for job in manifest.jobs):
+    named = dict.fromkeys(job.model for job in manifest.jobs)
+    for name in named | dict.fromkeys(job.options["settings"] for job in manifest.jobs if "settings" in job.options):
         folder = manifest.root / name
-        spec = str(folder) if name != "builtin" and folder.is_dir() else name
+        here = name != "builtin" and (folder.is_file() if is_single_file(name) else folder.is_dir())
+        spec = str(folder.resolve()) if here else name  # workers begin elsewhere
         known = KNOWN_MODELS.get(name.partition("@")[0])
         try:
-            revision = model_revision(spec)
-            if revision is None or not (name == "builtin" or folder.is_dir() or _snapshot(spec)):
+            revision = None if is_single_file(name) and not here else model_revision(spec)
+            if revision is None or not (name == "builtin" or here or _snapshot(spec)):
                 raise ModelNotFound
         except ModelNotFound:
             how = known.how if known else f"hf download {printable(name.partition('@')[0], 100)}"
@@ -193,6 +240,8 @@ def model_folder(spec: str) -> Path | None:
 
     if spec == "builtin":
         return builtin_path()
+    if is_single_file(spec):
+        return None
     return Path(spec) if Path(spec).is_dir() else _snapshot(spec)
 
 
@@ -231,6 +280,34 @@ def _mask(path: Path, size: tuple[int, int]) -> tuple[str, Any]:
     return read_mask(path, size).sha256, None
 
 
+def _regions(path: Path) -> tuple[str, Any]:
+    """Its size is its width, its height, and its colours."""
+    import numpy as np
+
+    from sdsedit.io.images import read_picture
+
+    picture = read_picture(path)
+    colours = np.unique(picture.rgb.reshape(-1, 3), axis=0)
+    if len(colours) > MAX_REGIONS:
+        shown = f"{printable(picture.name, 100)} has {len(colours)} colours"
+        raise InputRefused(f"{shown}; a picture of regions may have {MAX_REGIONS}.")
+    return picture.sha256, (*picture.size, *(f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in colours))
+
+
+def _lora(path: Path) -> tuple[str, Any]:
+    from sdsedit.prior.adapters import check_lora
+
+    check_lora(str(path))
+    return file_sha256(path), None
+
+
+def _embedding(path: Path) -> tuple[str, Any]:
+    from sdsedit.prior.adapters import check_words
+
+    check_words(str(path))
+    return file_sha256(path), None
+
+
 def _svg(path: Path) -> tuple[str, Any]:
     from sdsedit.io.svg import read_svg_bounded
 
@@ -255,15 +332,9 @@ def _cameras(path: Path, scene: Path) -> tuple[str, Any]:
     return record.cameras_record(cameras, path.name)["sha256"], None
 
 
-_LOOKS = {"image": _image, "svg": _svg, "splats": _splats}
-
-
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+_LOOKS = {
+    "image": _image, "svg": _svg, "splats": _splats, "regions": _regions, "lora": _lora, "embedding": _embedding,
+}  # fmt: skip
 
 
 def check_free(planned: Sequence[Planned], folder: Path, ours: set[str], overwrite: bool) -> None:

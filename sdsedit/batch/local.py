@@ -22,16 +22,16 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sdsedit.batch.places import OWN_FOLDER
 from sdsedit.batch.store import Claimed, Store
 from sdsedit.errors import InputRefused, OutOfMemory, one_sentence, out_of_memory, printable
+from sdsedit.model_options import Kernel, ModelOptions
 
 if TYPE_CHECKING:
-    from sdsedit.batch.checkpoint import Remembering
     from sdsedit.batch.work import Made
     from sdsedit.prior.base import Prior
 
@@ -40,8 +40,16 @@ _DEADLINE = 24.0  # seconds after which a worker that was told to stop is killed
 _BEAT = 2.0  # seconds between two beats
 _STILLBORN = 3  # workers in a row that died before they took a job
 _ROOM = 60.0  # seconds that a finished job waits for room on a full disk before it is given back
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h; the last is at most half a heap of 64 MiB
 _NO_STORE = 75  # exit code of a worker that could not write to the store: no fault of its job
+
+
+KEEP_MEMORY = {
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
+"""For the environment of a process that edits on a CPU: glibc keeps what is freed for what comes next, instead of
+giving it back to the system. Pages that come back must be cleared, which is a twentieth of an edit's time."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,16 @@ class Options:
     device: str | None = None  # None: a GPU for each worker if there are any, else the CPU
     together: int = 1  # pictures of one size that go through the network together, at most
     checkpoints: bool = True
+    offload: bool | Literal["sequential"] = False
+    attention: Kernel | None = None
+    compile: bool = False
+    tiling: bool = False
+
+    def loading(self, model: str, device: str | None) -> ModelOptions:
+        """How a worker loads the model of a job."""
+        names = ("offload", "attention", "compile", "tiling")
+        run: Any = {name: getattr(self, name) for name in names}
+        return replace(ModelOptions.parse(model), device=device, **run)
 
 
 class WorkersFail(RuntimeError):
@@ -193,7 +211,8 @@ class _Hand:
         self.k, self.after = k, after  # the line of the journal after which it began
         self.name = worker_name(str(k))
         package = Path(__file__).resolve().parents[2]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])}
+        path = os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])
+        environment = {**KEEP_MEMORY, **os.environ, "PYTHONPATH": path}
         if threads:
             environment |= {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")}
         order = json.dumps({"name": self.name, "device": device, "options": asdict(options)})
@@ -286,7 +305,6 @@ def worker() -> None:
     stop = Stop()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.after(GRACE))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    keep_memory()
     steps: dict[int, tuple[int, int]] = {}
     threading.Thread(target=_listen, args=(stop,), daemon=True).start()
     threading.Thread(target=_beat, args=(store_path(Path(options.folder)), name, steps), daemon=True).start()
@@ -331,7 +349,6 @@ class Worker:
         self.model: str | None = None  # what is loaded
         self.prior: Prior | None = None
         self.about: dict[str, Any] = {}
-        self.kept: dict[int, Remembering] = {}  # checkpoints of the jobs in hand
 
     def work(self) -> None:
         while not self.stop.wanted:
@@ -356,7 +373,6 @@ class Worker:
             self._finish(claimed, made, time.perf_counter() - began)
         finally:
             self.steps.pop(claimed.n, None)
-            self.kept.pop(claimed.n, None)
 
     def several(self, claimed: Sequence[Claimed]) -> None:
         """Pictures of one size, together."""
@@ -379,43 +395,40 @@ class Worker:
             else:
                 self._finish(each, made, seconds)
             self.steps.pop(each.n, None)
-            self.kept.pop(each.n, None)
 
     def _made(self, claimed: Claimed, prior: Prior) -> Made:
+        from sdsedit.batch.checkpoint import perform_kept
         from sdsedit.batch.work import perform
 
         def go_on(done: int, total: int) -> bool:
             self.steps[claimed.n] = (done, total)
             return not self.stop.now
 
-        if not self.options.checkpoints or claimed.job.kind == "style":  # which goes through the network with autograd
-            return perform(claimed.job, self.root, claimed.inputs, prior, self.about, go_on)
-        from sdsedit.batch.checkpoint import Remembering
-
-        folder = self.folder / OWN_FOLDER / "checkpoints" / claimed.job.id
-        self.kept[claimed.n] = remembering = Remembering(prior, folder, claimed.key)
-        made = perform(claimed.job, self.root, claimed.inputs, remembering, self.about, go_on)  # pyright: ignore[reportArgumentType]  # has all of a prior
-        if made.stopped == "cancelled":
-            remembering.write()
-        return made
+        what = claimed.job, self.root, claimed.inputs, prior, self.about, go_on
+        if not self.options.checkpoints:
+            return perform(*what)
+        return perform_kept(*what, checkpoints(self.folder, claimed), claimed.key)
 
     def _loaded(self, model: str) -> Prior:
         if self.prior is None or self.model != model:
             self.prior, self.model = None, None  # room for the next one
             _free()
             from sdsedit.io.record import model_record
-            from sdsedit.prior.load import load_prior
+            from sdsedit.prior.load import load_model
 
             quiet()
-            self.prior = load_prior(model, device=self.device)
-            self.model, self.about = model, model_record(model, self.prior)
+            wanted = self.options.loading(model, self.device)
+            self.prior = load_model(wanted)
+            self.model, self.about = model, model_record(wanted.name, self.prior)
         return self.prior
 
     def _finish(self, claimed: Claimed, made: Made, seconds: float) -> None:
         at = self.steps.get(claimed.n, (0, 0))
         ended = finish(self.store, self.name, claimed, made, self.folder, seconds, at, lambda: not self.stop.wanted)
-        if ended and claimed.n in self.kept:
-            self.kept[claimed.n].forget()
+        if ended and self.options.checkpoints:
+            from sdsedit.batch.checkpoint import forget
+
+            forget(checkpoints(self.folder, claimed))
 
     def _failed(self, claimed: Claimed, error: Exception) -> None:
         _free()
@@ -424,6 +437,11 @@ class Worker:
             with contextlib.suppress(OSError):  # a full disk takes no log
                 traceback.print_exception(error)
         fail(self.store, self.name, claimed, passes, sentence)
+
+
+def checkpoints(folder: Path, claimed: Claimed) -> Path:
+    """The job's own folder for them, in the output folder."""
+    return folder / OWN_FOLDER / "checkpoints" / claimed.job.id
 
 
 def finish(
@@ -489,19 +507,6 @@ def _put(store: Store, worker: str, claimed: Claimed, made: Made, folder: Path, 
                 with staged([(home / OWN_FOLDER / "thumbs" / f"{claimed.job.id}.{what}.jpg", data)]) as put:
                     put()
     return ended
-
-
-def keep_memory() -> None:
-    """Have the C library keep what is freed for what comes next, instead of giving it back to the system: pages that
-    come back must be cleared, which is a twentieth of an edit's time on a CPU. Nothing, where there is no glibc."""
-    import ctypes
-
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return
-    for parameter, size in ((_TRIM_THRESHOLD, 2**31 - 1), (_MMAP_THRESHOLD, 2**25), (_TOP_PAD, 2**26)):
-        mallopt(parameter, size)
 
 
 def quiet() -> None:

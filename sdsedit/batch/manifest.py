@@ -17,6 +17,7 @@ Files are named relative to the manifest, results relative to the output folder,
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import itertools
 import json
@@ -46,6 +47,7 @@ from sdsedit.batch.fields import (
 )
 from sdsedit.batch.places import ADDRESS, Places
 from sdsedit.errors import InputRefused, printable
+from sdsedit.model_options import DECIDING, ModelOptions, is_single_file, parse_lora
 
 MAX_BYTES = 512 * 2**20  # of a JSONL manifest, which is read line by line
 MAX_TABLE = 64 * 2**20  # of a CSV or YAML one, which is read whole
@@ -69,6 +71,9 @@ class Job:
     mask: str | None = None
     cameras: str | None = None
     references: tuple[str, ...] = ()
+    content_regions: str | None = None
+    reference_regions: tuple[str, ...] = ()
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the model, those of DECIDING that are given
 
     def dump(self) -> str:
         """One line of JSON, in ASCII."""
@@ -77,21 +82,36 @@ class Job:
     @classmethod
     def load(cls, text: str) -> Job:
         job = cls(**json.loads(text))
-        settings = {name: tuple(value) if isinstance(value, list) else value for name, value in job.settings.items()}
-        return replace(job, settings=settings, references=tuple(job.references))
+        settings, options = (
+            {name: tuple(value) if isinstance(value, list) else value for name, value in each.items()}
+            for each in (job.settings, job.options)
+        )
+        files = {name: tuple(getattr(job, name)) for name in ("references", "reference_regions")}
+        return replace(job, settings=settings, options=options, **files)
 
     @property
     def files(self) -> dict[str, str]:
-        """What it reads, by what it is: "input", "mask", "cameras", "reference 1" ..."""
-        named = {"input": self.input, "mask": self.mask, "cameras": self.cameras}
-        named |= {f"reference {k}": name for k, name in enumerate(self.references, 1)}
+        """What it reads, by what it is: "input", "mask", "cameras", "regions", "reference 1", "lora 1" ..."""
+        named = {"input": self.input, "mask": self.mask, "cameras": self.cameras, "regions": self.content_regions}
+        several = {
+            "reference": self.references, "reference regions": self.reference_regions,
+            "lora": [parse_lora(given)[0] for given in self.options.get("lora", ())],
+            "embedding": self.options.get("embedding", ()),
+        }  # fmt: skip
+        named |= {f"{what} {k}": name for what, names in several.items() for k, name in enumerate(names, 1)}
         return {what: name for what, name in named.items() if name}
+
+    def loading(self, root: Path, spec: str, settings: str | None = None) -> ModelOptions:
+        """Its model as the loader wants it: `spec` and `settings` are what its names stand for, files are below
+        `root`."""
+        options = ModelOptions(spec, **self.options).moved(root)
+        return replace(options, settings=settings or options.settings)
 
     def row(self) -> dict[str, Any]:
         """The job as a row of a manifest: what an expanded manifest holds."""
         given = {"id": self.id, "kind": self.kind, "output": self.output, "model": self.model}
         files = {name: getattr(self, name) for name in FILES}
-        every = {**given, **files, **self.settings}
+        every = {**given, **files, **self.options, **self.settings}
         return {name: value for name, value in every.items() if value not in (None, "", ())}
 
 
@@ -127,13 +147,16 @@ class Manifest:
         return self.path.parent
 
 
-def read_manifest(path: str | Path, output: str | Path | None = None, model: str = "builtin") -> Manifest:
-    """Read and expand a manifest; `model` is for rows that name none.
+def read_manifest(
+    path: str | Path, output: str | Path | None = None, model: str | ModelOptions = "builtin"
+) -> Manifest:
+    """Read and expand a manifest; `model` is for rows that name none, with its options where they do not give those.
 
     Checks everything that the rows say, and where their files lie, without opening those: see `inputs.examine`.
     ManifestRefused: there are faults. InputRefused: it cannot be read at all.
     """
     path = Path(path)
+    usual = ModelOptions(model) if isinstance(model, str) else model
     name = printable(path.name, 100)
     if ADDRESS.match(str(path)):
         raise InputRefused("Addresses are never fetched: save the manifest first and give the file's name.")
@@ -162,7 +185,7 @@ def read_manifest(path: str | Path, output: str | Path | None = None, model: str
                 defaults = _check_head(line, row, faults)
                 continue
             rows += 1
-            made = _jobs_of(line, row, defaults, model, places, faults, notes)
+            made = _jobs_of(line, row, defaults, usual, places, faults, notes)
             jobs += made
             if len(jobs) > MAX_JOBS:
                 raise ManifestRefused([*faults, Fault(line, f"there are more than {MAX_JOBS} jobs.")])
@@ -381,8 +404,8 @@ def _check_head(line: int, head: Mapping[str, Any], faults: list[Fault]) -> dict
 
 
 def _jobs_of(
-    line: int, row: Mapping[str, Any], defaults: Mapping[str, Any], model: str, places: Places, faults: list[Fault],
-    notes: list[str],
+    line: int, row: Mapping[str, Any], defaults: Mapping[str, Any], model: ModelOptions, places: Places,
+    faults: list[Fault], notes: list[str],
 ) -> list[Job]:  # fmt: skip
     """The jobs that a row stands for; none if it has faults, which are added."""
     found: list[str] = []
@@ -392,8 +415,8 @@ def _jobs_of(
 
 
 def _expand(
-    line: int, row: Mapping[str, Any], defaults: Mapping[str, Any], model: str, places: Places, found: list[str],
-    notes: list[str],
+    line: int, row: Mapping[str, Any], defaults: Mapping[str, Any], model: ModelOptions, places: Places,
+    found: list[str], notes: list[str],
 ) -> Iterator[Job]:  # fmt: skip
     kind = str(row.get("kind", defaults.get("kind", "image")))
     if kind not in KINDS:
@@ -464,7 +487,7 @@ def _expand(
 
 def _one(
     line: int, kind: str, row: Mapping[str, Any], values: dict[str, Any], file: str | None, stem: str, of_glob: bool,
-    words: Mapping[str, str], model: str, places: Places, found: list[str],
+    words: Mapping[str, str], model: ModelOptions, places: Places, found: list[str],
 ) -> Iterator[Job]:  # fmt: skip
     """One job of a row, if it has no fault."""
     before = len(found)
@@ -501,35 +524,89 @@ def _one(
     if sentence:
         found.append(sentence)
     files: dict[str, str | None] = {"input": file}
-    references = tuple(filled(name, {"stem": stem}) for name in values.get("references") or ())
-    for name in references:
-        sentence = places.bad_file("reference", name)
-        if sentence:
-            found.append(sentence)
-        elif PurePosixPath(name).suffix.lower() not in READS[kind]:
-            found.append(f"reference {printable(name, 100)} must end in {', '.join(READS[kind])}.")
-    for name in ("mask", "cameras"):
+    several: dict[str, tuple[str, ...]] = {}
+    for names, what in (("references", "reference"), ("reference_regions", "reference_regions")):
+        several[names] = tuple(filled(name, {"stem": stem}) for name in values.get(names) or ())
+        for name in several[names]:
+            sentence = places.bad_file(what, name)
+            if sentence:
+                found.append(sentence)
+            elif PurePosixPath(name).suffix.lower() not in READS[kind]:
+                found.append(f"{what} {printable(name, 100)} must end in {', '.join(READS[kind])}.")
+    for name in ("mask", "cameras", "content_regions"):
         if values.get(name):
             files[name] = filled(values[name], {"stem": stem})
             sentence = places.bad_file(name, files[name] or "", folder=name == "cameras")
             if sentence:
                 found.append(sentence)
-    chosen = values.get("model") or model
-    sentence = None if "model" not in values else places.bad_model(chosen)
-    if sentence:
-        found.append(sentence)
+            elif name == "content_regions" and PurePosixPath(files[name] or "").suffix.lower() not in READS[kind]:
+                found.append(f"{name} {printable(files[name] or '', 100)} must end in {', '.join(READS[kind])}.")
+    chosen, options = _model_of(row, values, model, places, found)
     for name in ("target", "source", "prompt"):
         if isinstance(values.get(name), str) and stem:  # "a {stem} at night", on every picture of a folder
             values[name] = values[name].replace("{stem}", PurePosixPath(stem).name)
     settings = {
         name: values.get(name, field.default) for name, field in FIELDS[kind].items() if name not in NOT_SETTINGS
     }
-    if kind == "style" and sum(each is not None for each in (file, settings["prompt"], settings["texture"])) != 1:
-        found.append("a style job has one of input (a picture), prompt and texture.")
+    if kind == "style":
+        found += _style_says(file, settings, several, bool(files.get("content_regions")))
     found += [each for each in _engine_says(kind, settings) if each not in found]
     if len(found) == before:
         yield Job(line, id, kind, PurePosixPath(output).as_posix(), chosen, settings,
-                  files["input"], files.get("mask"), files.get("cameras"), references)  # fmt: skip
+                  files["input"], files.get("mask"), files.get("cameras"), several["references"],
+                  files.get("content_regions"), several["reference_regions"], options)  # fmt: skip
+
+
+def _model_of(
+    row: Mapping[str, Any], values: Mapping[str, Any], usual: ModelOptions, places: Places, found: list[str]
+) -> tuple[str, dict[str, Any]]:
+    """The model of a job, and what of DECIDING is asked for in loading it: its row's, else the defaults', else, if
+    neither names a model, the command line's."""
+    chosen = values.get("model") or usual.name
+    if "model" in values and (sentence := places.bad_model(chosen)):
+        found.append(sentence)
+    options = {} if "model" in values else dict(usual.deciding)
+    for name in DECIDING:
+        if name not in values:
+            continue
+        options[name] = values[name]
+        for given in values[name] if name in ("lora", "embedding") else ():
+            try:
+                file = parse_lora(given)[0] if name == "lora" else given
+            except InputRefused as error:
+                found.append(str(error))
+                continue
+            if sentence := places.bad_file(name, file):
+                found.append(sentence)
+            elif not is_single_file(file):
+                found.append(f"{name} {printable(file, 100)} must end in .safetensors.")
+    if "settings" in options and not is_single_file(chosen):
+        if "settings" in row:
+            found.append("settings are for a model in one .safetensors file: a folder or an id has its own.")
+        del options["settings"]  # a default for others
+    elif is_single_file(chosen) and not options.get("settings"):
+        found.append("a model in one .safetensors file needs settings here: a folder or an id that is on this machine.")
+    elif "settings" in values and (sentence := places.bad_model(values["settings"], "settings")):
+        found.append(sentence)
+    unusual = ModelOptions(chosen, **options).deciding
+    return chosen, unusual
+
+
+def _style_says(
+    file: str | None, settings: Mapping[str, Any], several: Mapping[str, Sequence[str]], regions: bool
+) -> list[str]:  # fmt: skip
+    """What does not go together in a job of the kind style."""
+    said = []
+    if sum(each is not None for each in (file, settings["prompt"], settings["texture"])) != 1:
+        said.append("a style job has one of input (a picture), prompt and texture.")
+    if regions != bool(several["reference_regions"]):
+        said.append("content_regions and reference_regions belong together: give both.")
+    elif regions and file is None:
+        said.append("content_regions are of an input: give one.")
+    elif regions and len(several["reference_regions"]) != len(several["references"]):
+        said.append(f"reference_regions must be one for each of the {len(several['references'])} references; there are "
+                    f"{len(several['reference_regions'])}.")  # fmt: skip
+    return said
 
 
 def _engine_says(kind: str, settings: dict[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from sdsedit.batch.local import store_path
 from sdsedit.batch.manifest import outputs_of
 from sdsedit.batch.store import Store
 from sdsedit.errors import InputRefused
+from sdsedit.model_options import ModelOptions
 
 _DEEP = 8  # folders that an output may lie below its batch's
 
@@ -17,7 +18,7 @@ _DEEP = 8  # folders that an output may lie below its batch's
 @dataclass(frozen=True)
 class Origin:
     files: dict[str, Path]  # what the job reads, as `Job.files` names it, and is there
-    model: str  # as the loader wants it
+    model: ModelOptions  # what decides its results
 
 
 def origin(made: Path) -> Origin | None:
@@ -38,4 +39,4 @@ def origin(made: Path) -> Origin | None:
     if root is None or entry is None:
         return None
     files = {what: Path(root) / each for what, each in entry.job.files.items()}
-    return Origin({what: file for what, file in files.items() if file.exists()}, entry.model)
+    return Origin({what: file for what, file in files.items() if file.exists()}, ModelOptions.parse(entry.model))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from sdsedit.errors import printable
+from sdsedit.model_options import is_single_file
 
 OWN_FOLDER = "_batch"  # in the output folder: the store and what it shows
 ADDRESS = re.compile(r"(?:[a-z][a-z0-9+.\-]+:[\\/]{1,2}|data:|file:|mailto:)", re.IGNORECASE)
@@ -90,21 +91,25 @@ class Places:
                 return f"output {name} is a folder."
         return None
 
-    def bad_model(self, spec: str) -> str | None:
+    def bad_model(self, spec: str, what: str = "model") -> str | None:
         if ADDRESS.match(spec):
-            return "model is an address; give a folder's name or an id: nothing is fetched."
+            return f"{what} is an address; give a folder's name or an id: nothing is fetched."
         if PurePosixPath(spec).suffix.lower() in _PICKLED and not (self.root / spec).is_dir():
             return (
                 f"{printable(PurePosixPath(spec).name, 100)} is a pickled checkpoint, which can run code when opened: "
                 "safetensors only, in a diffusers folder."
             )
-        if spec == "builtin" or (_MODEL_ID.fullmatch(spec) and ".." not in spec and not (self.root / spec).is_dir()):
+        if what == "model" and is_single_file(spec):
+            return self.bad_file(what, spec)
+        if spec == "builtin" and what == "model":
             return None
-        sentence = _bad_path("model", spec)
+        if _MODEL_ID.fullmatch(spec) and ".." not in spec and not (self.root / spec).is_dir():
+            return None
+        sentence = _bad_path(what, spec)
         if sentence:
-            return sentence + " A folder elsewhere can be given with --model." if "out of" in sentence else sentence
+            return sentence + f" A folder elsewhere can be given with --{what}." if "out of" in sentence else sentence
         if not (self.root / spec).resolve().is_relative_to(self.root):
-            return f"model {printable(spec, 60)} is a link that leads out of the manifest's folder."
+            return f"{what} {printable(spec, 60)} is a link that leads out of the manifest's folder."
         return None if (self.root / spec).is_dir() else f"there is no model folder {printable(spec, 60)}."
 
 

@@ -1,9 +1,10 @@
 """Many machines: a Ray actor for each worker, its model loaded, that does what this process takes from the store.
 
 The store and the output folder belong to this process alone. A task carries the bytes of its inputs and brings back
-those of its results, so the machines need no common disk (they need the model: a folder of the same name, or the hub's
-cache). Where they do see the output folder, checkpoints are kept there. Ray retries at least once too often rather than
-once too few; a result is the same each time and is written by replacing, so that a second one changes nothing.
+those of its results, so the machines need no common disk (they need the model: a folder or a file of the same name, or
+the hub's cache; LoRAs and taught words are sent, once to each machine). Where they do see the output folder,
+checkpoints are kept there. Ray retries at least once too often rather than once too few; a result is the same each time
+and is written by replacing, so that a second one changes nothing.
 
 An actor may be restarted as often as machines go, a task is sent twice, and the store counts the job's deaths: it is
 the job that is set aside, and not the actor that had bad luck with several. An actor gets its first job when it has
@@ -22,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -32,6 +33,7 @@ from sdsedit.batch.local import (
     Options,
     WorkersFail,
     begin_run,
+    checkpoints,
     end_run,
     fail,
     finish,
@@ -45,6 +47,7 @@ from sdsedit.batch.manifest import Job
 from sdsedit.batch.places import OWN_FOLDER
 from sdsedit.batch.store import Claimed, Store
 from sdsedit.errors import InputRefused, one_sentence
+from sdsedit.model_options import ModelOptions, parse_lora
 
 RETRIES = 1  # of a task whose actor died. Ray counts failures to connect too, so that the store counts once more
 SILENT = 120.0  # seconds without a word after which an actor's job goes to another one
@@ -57,9 +60,9 @@ _DEADLINE = 24.0  # seconds for jobs to end after SIGTERM
 class Hands:
     """What an actor is: a loaded model, and jobs one after the other."""
 
-    def __init__(self, device: str | None) -> None:
+    def __init__(self, device: str | None, options: Options) -> None:
         quiet()
-        self._device = device
+        self._device, self._options = device, options
         self._model: str | None = None
         self._prior: Any = None
         self._about: dict[str, Any] = {}
@@ -67,16 +70,16 @@ class Hands:
         self._at = (0, 0)
 
     def do(
-        self, spec: str, inputs: dict[str, str], model: str, files: dict[str, bytes], key: str, kept: str, mark: str
+        self, spec: str, inputs: dict[str, str], model: str, files: dict[str, bytes], key: str, kept: str, mark: str,
+        added: dict[str, Any],
     ) -> dict[str, Any]:  # fmt: skip
         """Do a job in a folder of its own. Errors come back as words: Ray would take an exception for the end.
 
         kept: the job's folder for checkpoints; mark: a file beside it, which is there if this machine sees that disk.
+        added: files that are added to the model's weights, by the names that `model` has for them, as Ray's objects.
         """
-        from sdsedit.batch.checkpoint import Remembering
+        from sdsedit.batch.checkpoint import perform_kept
         from sdsedit.batch.work import perform
-        from sdsedit.io.record import model_record
-        from sdsedit.prior.load import load_prior
 
         began = time.perf_counter()
         job = Job.load(spec)
@@ -89,23 +92,42 @@ class Hands:
         try:
             if self._model != model:
                 self._prior = self._model = None
-                self._prior = load_prior(model, device=self._device)
-                self._model, self._about = model, model_record(model, self._prior)
+                self._load(self._options.loading(model, self._device), added)
+                self._model = model
             with tempfile.TemporaryDirectory() as folder:
                 for name, data in files.items():
                     path = Path(folder) / name
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(data)
-                prior: Any = self._prior
-                if kept and Path(mark).is_file() and job.kind != "style":
-                    prior = Remembering(prior, Path(kept), key)
-                made = perform(job, Path(folder), inputs, prior, self._about, go_on)
-                if isinstance(prior, Remembering) and made.stopped == "cancelled":
-                    prior.write()
+                what = job, Path(folder), inputs, self._prior, self._about, go_on
+                seen = bool(kept) and Path(mark).is_file()
+                made = perform_kept(*what, Path(kept), key) if seen else perform(*what)
         except Exception as error:
             passes, sentence = told(error)
             return {"passes": passes, "sentence": sentence}
         return {"made": made, "seconds": time.perf_counter() - began, "at": self._at}
+
+    def _load(self, wanted: ModelOptions, added: dict[str, Any]) -> None:
+        """With the files' bytes under names of this machine's."""
+        from sdsedit.io.record import model_record
+        from sdsedit.prior.load import load_model
+
+        ray: Any = import_module("ray")
+        with tempfile.TemporaryDirectory() as folder:
+            here: dict[str, str] = {}
+            for k, (name, sent) in enumerate(added.items()):
+                path = Path(folder) / str(k) / PurePosixPath(name).name
+                path.parent.mkdir()
+                path.write_bytes(ray.get(sent))
+                here[name] = str(path)
+            loras = [parse_lora(given) for given in wanted.lora]
+            wanted = replace(
+                wanted,
+                lora=tuple(f"{here[name]}:{scale!r}" for name, scale in loras),
+                embedding=tuple(here[name] for name in wanted.embedding),
+            )
+            self._prior = load_model(wanted)
+        self._about = model_record(wanted.name, self._prior)
 
     def steps(self) -> tuple[int, int]:
         return self._at
@@ -183,10 +205,11 @@ def _drive(
         max_restarts=-1, max_task_retries=RETRIES, max_concurrency=2, **needs
     )  # fmt: skip
     hands: list[_Busy] = []
+    sent: dict[str, Any] = {}  # files that go to many jobs, as Ray's objects
 
     def hire() -> _Busy:
         names.append(worker_name("ray"))
-        return _Busy(made.remote(options.device or ("cuda" if gpu else None)), names[-1])
+        return _Busy(made.remote(options.device or ("cuda" if gpu else None), options), names[-1])
 
     began, stopping, beaten, stillborn, ever = time.monotonic(), 0.0, 0.0, 0, False
     while store.open():
@@ -205,7 +228,7 @@ def _drive(
                 hands.append(hire())
             for hand in hands:
                 if hand.ready and hand.claimed is None:
-                    _give(hand, store, options, mark)
+                    _give(ray, hand, store, options, mark, sent)
         for hand in _ended(ray, [hand for hand in hands if hand.claimed is not None]):
             if not _take(ray, hand, store, Path(options.folder)):
                 hands.remove(hand)
@@ -242,16 +265,22 @@ def _silent(hands: list[_Busy], now: float) -> list[_Busy]:
     return [hand for hand in hands if hand.claimed is not None and now - hand.heard > SILENT]
 
 
-def _give(hand: _Busy, store: Store, options: Options, mark: Path) -> None:
+def _give(ray: Any, hand: _Busy, store: Store, options: Options, mark: Path, sent: dict[str, Any]) -> None:
     """The next job, with the bytes of what it reads."""
     claimed = next(iter(store.claim(hand.name, hand.model)), None)
     if claimed is None:
         return
     job, root = claimed.job, Path(options.root)
     files: dict[str, bytes] = {}
+    added: dict[str, Any] = {}
     try:
-        for name in job.files.values():
+        for what, name in job.files.items():
             path = root / name
+            if what.startswith(("lora", "embedding")):  # perhaps of the command line, and then from anywhere
+                if str(path) not in sent:
+                    sent[str(path)] = ray.put(path.read_bytes())
+                added[str(path)] = sent[str(path)]
+                continue
             if not path.resolve().is_relative_to(root.resolve()):
                 raise InputRefused(f"{PurePosixPath(name).name} is a link that leads out of the manifest's folder.")
             every = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
@@ -260,12 +289,10 @@ def _give(hand: _Busy, store: Store, options: Options, mark: Path) -> None:
         fail(store, hand.name, claimed, *told(error))
         return
     hand.claimed, hand.model = claimed, claimed.model
-    kept = str(_checkpoints(Path(options.folder), claimed)) if options.checkpoints else ""
-    hand.task = hand.actor.do.remote(job.dump(), claimed.inputs, claimed.model, files, claimed.key, kept, str(mark))
-
-
-def _checkpoints(folder: Path, claimed: Claimed) -> Path:
-    return folder / OWN_FOLDER / "checkpoints" / claimed.job.id
+    kept = str(checkpoints(Path(options.folder), claimed)) if options.checkpoints else ""
+    hand.task = hand.actor.do.remote(
+        job.dump(), claimed.inputs, claimed.model, files, claimed.key, kept, str(mark), added
+    )  # fmt: skip
 
 
 def _ended(ray: Any, busy: list[_Busy]) -> list[_Busy]:
@@ -293,7 +320,7 @@ def _take(ray: Any, hand: _Busy, store: Store, folder: Path) -> bool:
     if "made" not in found:
         fail(store, hand.name, claimed, found["passes"], found["sentence"])
     elif finish(store, hand.name, claimed, found["made"], folder, found["seconds"], found["at"]):
-        shutil.rmtree(_checkpoints(folder, claimed), ignore_errors=True)
+        shutil.rmtree(checkpoints(folder, claimed), ignore_errors=True)
     return True
 
 

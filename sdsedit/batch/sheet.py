@@ -214,6 +214,9 @@ def _settings(entry: Entry) -> Iterable[tuple[str, str]]:
             yield name.replace("_", " "), shown
     if job.model != "builtin":
         yield "model", PurePosixPath(job.model).name if job.model.startswith("/") else job.model
+    for name, value in job.options.items():
+        each = value if isinstance(value, tuple) else (value,)
+        yield name.replace("_", " "), ", ".join(PurePosixPath(str(one)).name for one in each)
 
 
 def _safe(text: object) -> str:

@@ -86,7 +86,7 @@ class Claimed:
     job: Job
     key: str
     inputs: dict[str, str]
-    model: str  # as the loader wants it
+    model: str  # ModelOptions.dump()
     attempts: int  # this one included
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from sdsedit.errors import InputRefused, printable
 from sdsedit.io import images, record
 
 if TYPE_CHECKING:
+    from sdsedit.batch.checkpoint import KeptRun
     from sdsedit.prior.base import Prior
 
 THUMB = 224  # pixels, the longer side of a picture on the sheet
@@ -36,11 +37,18 @@ class Made:
 
 
 def perform(
-    job: Job, root: Path, inputs: Mapping[str, str], prior: Prior, model: dict[str, Any], on_progress: OnProgress
-) -> Made:
+    job: Job, root: Path, inputs: Mapping[str, str], prior: Prior, model: dict[str, Any], on_progress: OnProgress,
+    kept: KeptRun | None = None,
+) -> Made:  # fmt: skip
     """Do a job. `model` is what the recipe says of it; `inputs` are the SHA-256 that the files had when the job was
-    planned. InputRefused: a file has changed since, or something that only the model can tell is wrong."""
-    return {"image": _image, "sketch": _sketch, "svg": _svg, "splats": _splats, "style": _style}[job.kind](
+    planned; `kept` is where a style's run is kept. InputRefused: a file has changed since, or something that only the
+    model can tell is wrong."""
+    for what in ("lora", "embedding"):
+        for k, each in enumerate(model.get("options", {}).get(what, ()), 1):
+            _same(inputs, **{f"{what} {k}": (each["name"], each["sha256"])})
+    if job.kind == "style":
+        return _style(job, root, inputs, prior, model, on_progress, kept)
+    return {"image": _image, "sketch": _sketch, "svg": _svg, "splats": _splats}[job.kind](
         job, root, inputs, prior, model, on_progress
     )
 
@@ -58,19 +66,21 @@ def _image(
     picture = images.read_picture(root / str(job.input))
     mask = images.read_mask(root / job.mask, picture.size) if job.mask else None
     _same(inputs, input=(picture.name, picture.sha256), **({"mask": (mask.name, mask.sha256)} if mask else {}))
+    references = _pictures(job.references, root, inputs, "reference")
     request = Edit(
         target=given["target"],
         source=given["source"],
         words=given["words"],
         mask=None if mask is None else mask.tensor(),
         negative=given["negative"],
+        references=tuple(each.tensor() for each in references),
     )
-    names = ("method", "steps", "seed", "strength", "size", "feather", "refine")
+    names = ("method", "steps", "seed", "strength", "size", "feather", "refine", "style_weight")
     config = EditConfig(**{name: given[name] for name in names})
     result = edit(
         picture.tensor(), prior, request, config, lambda step: on_progress(step.index + 1, step.total)
     )  # fmt: skip
-    recipe = record.image_recipe(picture, mask, request, config, result, model, {})
+    recipe = record.image_recipe(picture, mask, request, config, result, model, {}, references)
     del recipe["seconds"]  # the same edit again is the same file; the sidecar has them
     after = images.to_array(result.image)
     weight = images.to_array(result.mask)[..., 0]
@@ -196,27 +206,39 @@ def _splats(
 
 
 def _style(
-    job: Job, root: Path, inputs: Mapping[str, str], prior: Prior, model: dict[str, Any], on_progress: OnProgress
-) -> Made:
+    job: Job, root: Path, inputs: Mapping[str, str], prior: Prior, model: dict[str, Any], on_progress: OnProgress,
+    kept: KeptRun | None,
+) -> Made:  # fmt: skip
     from sdsedit.io.record_style import style_recipe
-    from sdsedit.style import StyleConfig, StyleRequest, style
+    from sdsedit.style import StyleConfig, StyleRequest, StyleStep, style
 
     given = dict(job.settings)
-    content = images.read_picture(root / job.input) if job.input else None
-    references = [images.read_picture(root / name) for name in job.references]
-    found = {"input": content} if content else {}
-    found |= {f"reference {k}": picture for k, picture in enumerate(references, 1)}
-    _same(inputs, **{what: (picture.name, picture.sha256) for what, picture in found.items()})
+    content, regions = (
+        None if name is None else images.read_picture(root / name) for name in (job.input, job.content_regions)
+    )
+    found = {"input": content, "regions": regions}
+    _same(inputs, **{what: (each.name, each.sha256) for what, each in found.items() if each is not None})
+    references = _pictures(job.references, root, inputs, "reference")
+    reference_regions = _pictures(job.reference_regions, root, inputs, "reference regions")
     prompt, texture = given.pop("prompt"), given.pop("texture")
     request = StyleRequest(
         references=tuple(picture.tensor() for picture in references),
         content=None if content is None else content.tensor(),
         prompt=prompt,
         texture=None if texture is None else texture_size(texture),
+        regions=None if regions is None else regions.numbers(),
+        reference_regions=tuple(each.numbers() for each in reference_regions),
     )
     config = StyleConfig(**given)
-    result = style(prior, request, config, lambda step: on_progress(step.index + 1, step.total))
-    recipe = style_recipe(content, references, None, (), request, config, result, model, {})
+
+    def on_step(step: StyleStep) -> bool:
+        go_on = on_progress(step.index + 1, step.total)
+        if kept is not None:
+            kept.step(step.begun, last=not go_on)
+        return go_on
+
+    result = style(prior, request, config, on_step, None if kept is None else kept.read())
+    recipe = style_recipe(content, references, regions, reference_regions, request, config, result, model, {})
     del recipe["seconds"]
     after = images.to_array(result.image)
     alpha, icc = (None, None) if content is None else (content.alpha, content.icc)
@@ -233,6 +255,13 @@ def _style(
 
 
 # ---- what they share
+
+
+def _pictures(names: Sequence[str], root: Path, inputs: Mapping[str, str], what: str) -> list[images.Picture]:
+    """Several pictures of one sort."""
+    pictures = [images.read_picture(root / name) for name in names]
+    _same(inputs, **{f"{what} {k}": (each.name, each.sha256) for k, each in enumerate(pictures, 1)})
+    return pictures
 
 
 def _same(inputs: Mapping[str, str], **found: tuple[str, str]) -> None:

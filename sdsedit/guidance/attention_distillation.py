@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -210,20 +210,22 @@ class Look:
     regions: Tensor | None = None  # [1, 1, h', w'] of whole numbers, of what is made; None: one region
     layers: int | None = None  # how many; None: as SelfAttention has it
     checkpoint: bool = False
+    draws: int = 1  # sampling: with so many noises each reference is seen, as if it were so many references
 
 
 @dataclass(frozen=True)
 class Seen:
     """What the pictures of a Look do to the network at one t."""
 
-    references: tuple[tuple[Layer, ...], ...]
+    references: tuple[tuple[Layer, ...], ...]  # all of them once, then all again with the next noise, and so on
     content: tuple[Layer, ...] | None
 
 
 def see(prior: Prior, look: Look, t: Tensor, empty: Text, generator: torch.Generator | None = None) -> Seen:
     """One forward pass for all pictures of one size. With a generator they are noised to t first, else read as they
     are."""
-    latents = [each.z for each in look.references] + ([] if look.content is None else [look.content])
+    draws = 1 if generator is None else look.draws
+    latents = [each.z for each in look.references] * draws + ([] if look.content is None else [look.content])
     if generator is not None:
         latents = [_noised(prior, z, t, generator) for z in latents]
     found: list[tuple[Layer, ...]] = [()] * len(latents)
@@ -234,7 +236,7 @@ def see(prior: Prior, look: Look, t: Tensor, empty: Text, generator: torch.Gener
             layers = observe(prior, batch, t, empty, look.layers)
             for row, k in enumerate(of_size):
                 found[k] = tuple(_row(layer, row) for layer in layers)
-    count = len(look.references)
+    count = len(look.references) * draws
     return Seen(tuple(found[:count]), found[count] if look.content is not None else None)
 
 
@@ -246,7 +248,8 @@ def gradient(
     with torch.inference_mode(False), torch.enable_grad():
         leaf = z.detach().clone().requires_grad_()
         layers = observe(prior, leaf, t.clone(), _ordinary(empty), look.layers, look.checkpoint)
-        style = style_loss(layers, seen.references, look.regions, [each.regions for each in look.references])
+        regions = [each.regions for each in look.references] * (len(seen.references) // len(look.references))
+        style = style_loss(layers, seen.references, look.regions, regions)
         losses, total = {"style": style.detach()}, style
         if seen.content is not None:
             kept = content_loss(layers, seen.content)
@@ -254,6 +257,17 @@ def gradient(
             total = total + look.content_weight * kept
         (g,) = torch.autograd.grad(total, leaf)
     return g.detach(), losses
+
+
+@dataclass
+class Walk:
+    """How far a run of `optimise` or `sample_in_style` has come. The run keeps it up to date; given to it again, with
+    all else as it was, it goes on to the same bits. The tensors are the run's own: copy what should last."""
+
+    done: int = 0  # steps
+    z: Tensor | None = None  # [1, C, h, w] fp32
+    adam: dict[str, Tensor] = field(default_factory=dict)  # of `optimise`: step, exp_avg, exp_avg_sq
+    generator: Tensor | None = None  # its state
 
 
 def optimise(
@@ -265,6 +279,7 @@ def optimise(
     span: tuple[float, float] = (1.0, 0.0),  # the network's t runs down from the first to the second
     tile: int | None = None,  # cells a side; None: all of z at once
     generator: torch.Generator | None = None,  # of the tiles' places
+    walk: Walk | None = None,  # where to go on; None: at the beginning
 ) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:  # after each step: t [1], z, the losses
     """Optimisation of the latent, section 3.2 of the paper: Adam on z in fp32, one step at each t of a descending walk.
 
@@ -275,10 +290,15 @@ def optimise(
     any size, in the memory of a few tiles, and what comes out can be laid side by side without end.
     """
     empty = prior.encode_text([""])
+    walk = Walk() if walk is None else walk
+    _go_on(walk, generator)
     with torch.inference_mode(False):
-        leaf = z.detach().clone()
+        leaf = (z if walk.z is None else walk.z.to(z.device)).detach().clone()
         adam = torch.optim.Adam([leaf], lr=step_size)
-    for t in torch.linspace(*span, steps + 1, device=z.device)[1:, None]:
+        adam.state[leaf] = {  # the count of steps stays where it was
+            name: each.clone() if name == "step" else each.to(z.device, copy=True) for name, each in walk.adam.items()
+        }
+    for t in torch.linspace(*span, steps + 1, device=z.device)[1 + walk.done :, None]:
         seen = see(prior, look, t, empty)
         if tile is None:
             g, losses = gradient(prior, leaf, t, look, seen, empty)
@@ -287,7 +307,9 @@ def optimise(
         with torch.inference_mode(False):
             leaf.grad = g.clone()
             adam.step()
-        yield t, leaf.clone(), losses
+        walk.done, walk.z, walk.adam = walk.done + 1, leaf.clone(), adam.state[leaf]
+        walk.generator = None if generator is None else generator.get_state()
+        yield t, walk.z, losses
 
 
 def sample_in_style(
@@ -303,6 +325,7 @@ def sample_in_style(
     match: bool = True,
     tile: int | None = None,  # cells a side; None: all of z at once
     start: float = 0.98,  # t of `noise`; models whose alpha is 0 at t = 1 cannot tell z_0 there
+    walk: Walk | None = None,  # where to go on; None: at the beginning
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]]:  # after each step: t [1], z_t, z_0, the losses
     """Sampling with guidance by attention distillation, section 3.3 of the paper. From t to t' < t:
 
@@ -313,9 +336,12 @@ def sample_in_style(
     Deviation: the last t' is 0 and is not skipped. With `tile`, as `optimise`; predictions of tiles that overlap are
     averaged (MultiDiffusion, arXiv:2302.08113).
     """
-    schedule, z_t, empty = prior.schedule, noise, prior.encode_text([""])
+    walk = Walk() if walk is None else walk
+    _go_on(walk, generator)
+    schedule, empty = prior.schedule, prior.encode_text([""])
+    z_t = noise if walk.z is None else walk.z.to(noise.device)
     times = torch.linspace(start, 0, steps + 1, device=noise.device)
-    for k in range(steps):
+    for k in range(walk.done, steps):
         t, after = times[k : k + 1], times[k + 1 : k + 2]
         with torch.no_grad():
             cut = [None] if tile is None else tiles((z_t.shape[-2], z_t.shape[-1]), tile, generator)
@@ -347,6 +373,7 @@ def sample_in_style(
                 leaf.grad = g.clone()
                 adam.step()
         z_t = leaf.clone()
+        walk.done, walk.z, walk.generator = k + 1, z_t, generator.get_state()
         yield after, z_t, z_0, losses
 
 
@@ -402,6 +429,11 @@ class Styled:
 
 _TOLD = 0.5  # t that the network is told at the first step beside another method
 _TOGETHER = 4  # tiles in one forward pass
+
+
+def _go_on(walk: Walk, generator: torch.Generator | None) -> None:
+    if generator is not None and walk.generator is not None:
+        generator.set_state(walk.generator)
 
 
 def _predicted(prior: Prior, z_t: Tensor, t: Tensor, text: Text, empty: Text, scale: float) -> Tensor:

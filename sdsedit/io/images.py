@@ -69,6 +69,13 @@ class Picture:
 
         return torch.from_numpy(self.rgb).permute(2, 0, 1)[None].float().div_(255)
 
+    def numbers(self) -> Tensor:
+        """A picture of regions: [1, 1, H, W], a whole number for each colour; float32 holds 24 bits exactly."""
+        import torch
+
+        red, green, blue = torch.from_numpy(self.rgb).float().unbind(-1)
+        return (red * 65536 + green * 256 + blue)[None, None]
+
 
 @dataclass(frozen=True)
 class Mask:

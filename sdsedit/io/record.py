@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdsedit._version import __version__
 from sdsedit.errors import InputRefused, printable
+from sdsedit.model_options import KERNELS, MAX_DISTILLED_GUIDANCE, MAX_SCALE, PRECISIONS, is_single_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -384,10 +385,12 @@ def splats_recipe(
     config: SplatConfig,
     result: SplatResult,
     model: dict[str, Any],  # id, revision, device, dtype
+    references: Sequence[Picture] = (),  # the request's
 ) -> dict[str, Any]:
     """What repeats the edit of a scene, and how it went. Numbers that are not finite are left out: JSON has none."""
     settings = {each.name: getattr(config, each.name) for each in fields(config)}
-    for each in ("method", "strength"):  # the method's settings, as they were used, say both
+    # The method's settings, as they were used, say the first two; without references there is nothing to weigh.
+    for each in ("method", "strength", *(() if references else ("style_weight",))):
         del settings[each]
     return {
         "schema": SCHEMA,
@@ -400,6 +403,7 @@ def splats_recipe(
         "cameras": cameras,
         "method": {"name": _method_name(result.method), **asdict(result.method)},  # pyright: ignore[reportArgumentType]  # all are dataclasses
         "settings": {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()},
+        **_references(references, {}),
         "model": model,
         "versions": versions(),
         "result": {
@@ -542,17 +546,19 @@ def versions() -> dict[str, str]:
 def model_revision(spec: str) -> str | None:
     """What exactly `spec` is on this machine; None if it cannot be told.
 
-    The commit of a hub model; for a folder or "builtin" a SHA-256 over its JSON and safetensors files, of which those
-    above 64 MiB go in with their size, first and last MiB only.
+    The commit of a hub model; for a folder, a single file or "builtin" a SHA-256 over its JSON and safetensors files,
+    of which those above 64 MiB go in with their size, first and last MiB only.
     """
     from sdsedit.prior.load import builtin_path
 
-    folder = builtin_path() if spec == "builtin" else Path(spec)
-    if folder.is_dir():
+    folder = builtin_path() if spec == "builtin" else Path(spec).expanduser()
+    single = is_single_file(spec) and folder.is_file()
+    if single or folder.is_dir():
         digest = hashlib.sha256()
-        for file in sorted(folder.rglob("*.json")) + sorted(folder.rglob("*.safetensors")):
+        for file in [folder] if single else sorted(folder.rglob("*.json")) + sorted(folder.rglob("*.safetensors")):
             size = file.stat().st_size
-            digest.update(f"{file.relative_to(folder).as_posix()} {size}\n".encode())
+            name = "" if single else file.relative_to(folder).as_posix()
+            digest.update(f"{name} {size}\n".encode())
             with file.open("rb") as stream:
                 if size <= _SMALL_FILE:
                     digest.update(stream.read())
@@ -578,9 +584,50 @@ def model_record(spec: str, prior: Prior) -> dict[str, Any]:
     elif prior.device.type == "cpu":
         device += f" ({torch.get_num_threads()} threads)"
     dtype = str(prior.dtype).removeprefix("torch.")
-    adapted = list(getattr(prior, "adapted", ()))  # LoRAs and taught words
     found = {"id": prior.name, "revision": model_revision(spec), "device": device, "dtype": dtype}
-    return {**found, "adapted": adapted} if adapted else found
+    return {**found, **loading_record(prior)}
+
+
+def loading_record(prior: Prior) -> dict[str, Any]:
+    """What a recipe says of how a model was loaded, where that is not the usual: in words, and for the same again."""
+    adapted, options = list(getattr(prior, "adapted", ())), getattr(prior, "options", {})
+    return {**({"adapted": adapted} if adapted else {}), **({"options": options} if options else {})}
+
+
+def loading_options(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe says of how its model was loaded: "lora" and "embedding" as lists of {"name", "sha256"}, LoRAs with
+    their "scale"; all else by the names of ModelOptions; nothing that is the usual.
+
+    A recipe is somebody's file: InputRefused names what is wrong.
+    """
+    model = recipe.get("model")
+    found = model.get("options", {}) if isinstance(model, dict) else {}
+    choices = {"precision": PRECISIONS, "attention": KERNELS, "compile": (True, False), "tiling": (True, False)}
+    good = isinstance(found, dict)
+    for name, value in found.items() if good else ():
+        if name in ("lora", "embedding"):
+            good = isinstance(value, list) and all(_is_file(each, name == "lora") for each in value)
+        elif name == "settings":
+            good = isinstance(value, str)
+        elif name == "distilled_guidance":
+            good = _is_number(value) and 0 <= value <= MAX_DISTILLED_GUIDANCE
+        else:
+            good = name in choices and value in choices[name]
+        if not good:
+            raise InputRefused(f"The recipe says of its model a {printable(str(name), 40)} that cannot be used.")
+    if not good:
+        raise InputRefused("The recipe's model has options that are of the wrong type.")
+    return dict(found)
+
+
+def _is_file(part: Any, scaled: bool) -> bool:
+    """Whether this is a file as a recipe names it, without a folder."""
+    if not isinstance(part, dict) or not isinstance(part.get("sha256"), str):
+        return False
+    name, scale = part.get("name"), part.get("scale")
+    if not isinstance(name, str) or Path(name).name != name:
+        return False
+    return not scaled or (isinstance(scale, int | float) and _is_number(scale) and abs(scale) <= MAX_SCALE)
 
 
 def _method_name(method: object) -> str:

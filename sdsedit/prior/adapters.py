@@ -16,22 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from sdsedit.errors import InputRefused, printable
+from sdsedit.model_options import parse_lora as parse_lora  # how a LoRA is written
 
 _DOWN = re.compile(r"\.(lora_A|lora\.down|lora_down|lora_linear_layer\.down)(\.\w+)?\.weight$")
-
-
-def parse_lora(given: str) -> tuple[str, float]:
-    """ "file.safetensors:0.8" -> ("file.safetensors", 0.8); without a number it is 1. InputRefused: no such number."""
-    path, colon, scale = given.rpartition(":")
-    if not colon or scale.endswith(".safetensors") or "/" in scale or "\\" in scale:
-        return given, 1.0
-    try:
-        number = float(scale)
-    except ValueError:
-        number = float("nan")
-    if not -10 <= number <= 10:  # not a number is neither
-        raise InputRefused(f"The scale of a LoRA is a number from -10 to 10; got {printable(scale, 40)}.")
-    return path, number
 
 
 @torch.no_grad()
@@ -70,6 +57,38 @@ def add_lora(
     if unknown or not changed:
         raise InputRefused(f"{name} is no LoRA of this model: {unknown} of its {unknown + changed} layers do not fit.")
     return changed
+
+
+def check_lora(file: str) -> None:
+    """InputRefused: no LoRA at all, as far as the names in the file tell; its model is not asked."""
+    name = printable(Path(file).name)
+    keys = _names(file, "LoRA")
+    if any("dora" in key or "magnitude" in key for key in keys):
+        raise InputRefused(f"{name} is a DoRA, which cannot be used; a plain LoRA can.")
+    if not any(_DOWN.search(key) for key in keys):
+        raise InputRefused(f"{name} is no LoRA: none of its {len(keys)} tensors is half of one.")
+
+
+def check_words(file: str) -> None:
+    """InputRefused: no textual inversion, as far as the file's head tells; its model is not asked."""
+    name = printable(Path(file).name)
+    count = len(_names(file, "textual inversion"))
+    if not 1 <= count <= 3:
+        raise InputRefused(f"{name} is no textual inversion: it has {count} tensors, and a word one a text encoder.")
+
+
+def _names(file: str, kind: str) -> list[str]:
+    """Of a file's tensors; the tensors are not read."""
+    from safetensors import safe_open
+
+    name = printable(Path(file).name)
+    if Path(file).suffix.lower() != ".safetensors" or not Path(file).is_file():
+        raise InputRefused(f"There is no {kind} file {name}: give a .safetensors file.")
+    try:
+        with safe_open(file, "pt") as opened:
+            return [*opened.keys()]
+    except Exception as error:  # a file that is not safetensors raises the reader's own kinds
+        raise InputRefused(f"{name} cannot be read: it is damaged or of another kind.") from error
 
 
 def _read_lora(network: nn.Module, file: str) -> tuple[dict[str, Tensor], dict[str, float]]:

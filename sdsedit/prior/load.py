@@ -21,6 +21,7 @@ import torch
 
 from sdsedit.errors import InputRefused, printable
 from sdsedit.known_models import KNOWN_MODELS, MOVED
+from sdsedit.model_options import ModelOptions, file_sha256, is_single_file, parse_lora
 from sdsedit.prior import adapters, running
 from sdsedit.prior.mmdit import MMDiTPrior
 from sdsedit.prior.single import Checkpoint
@@ -28,6 +29,7 @@ from sdsedit.prior.unet import UNetPrior
 
 _READ = "Stable Diffusion 1.5, 2.1, 3 and 3.5, SDXL, KOALA and FLUX.1"
 _EXAMPLE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _PICKLED = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 _FEW_STEPS = re.compile(r"lightning|turbo|lcm|hyper|schnell", re.IGNORECASE)
 
@@ -70,6 +72,25 @@ _WEIGHTS = {  # part -> name of its weights without the ending: safetensors, pic
 
 class ModelNotFound(RuntimeError):
     """A model is neither here nor to be fetched: one sentence with its id, its licence if known, and how to get it."""
+
+
+def load_model(options: ModelOptions) -> UNetPrior | MMDiTPrior:
+    """`load_prior` for what was asked for in one piece."""
+    return load_prior(
+        options.name,
+        dtype=None if options.precision is None else _DTYPES[options.precision],
+        device=options.device,
+        attention=options.attention,
+        offload=options.offload,
+        allow_pickle=options.allow_pickle,
+        settings=options.settings,
+        lora=options.lora,
+        words=options.embedding,
+        distilled_guidance=options.distilled_guidance,
+        compile=options.compile,
+        tiling=options.tiling,
+        previews=options.previews,
+    )
 
 
 @torch.inference_mode(False)  # weights that are made under inference mode could never serve autograd
@@ -116,7 +137,7 @@ def load_prior(
     if attention is not None:
         running.check_attention(attention, device, dtype)
     checkpoint: Checkpoint | None = None
-    if spec.lower().endswith(".safetensors"):
+    if is_single_file(spec):
         checkpoint = Checkpoint(Path(spec).expanduser())
         folder, name = _settings(settings or checkpoint.publisher), checkpoint.name
     elif settings is not None:
@@ -204,7 +225,19 @@ def load_prior(
         raise InputRefused(str(error)) from error
     if device.type == "cuda" and not joint and not offload:
         main.to(memory_format=torch.channels_last)  # as the convolutions of tensor cores read them
-    scaled = [adapters.parse_lora(given) for given in lora]
+    scaled = [parse_lora(given) for given in lora]
+    kinds = {each: name for name, each in _DTYPES.items()}
+    told_of = {
+        "lora": [{**_named(file), "scale": scale} for file, scale in scaled],
+        "embedding": [_named(file) for file in words],
+        "settings": settings if settings is None or not Path(settings).expanduser().is_dir() else folder.name,
+        "precision": None if told is None else kinds.get(told),
+        "distilled_guidance": distilled_guidance if joint and distilled_guidance != 1 else None,
+        "attention": attention,
+        "compile": compile,
+        "tiling": tiling,
+    }
+    prior.options = {name: value for name, value in told_of.items() if value}
     prior.adapted = (
         *(f"lora {printable(Path(file).name)}:{scale:g}" for file, scale in scaled),
         *(f"word {printable(word)}" for word in learned),
@@ -233,7 +266,7 @@ def adapt(
     parts = {name: part for name, part in parts.items() if part is not None}
     parts["transformer" if hasattr(main, "transformer_blocks") else "unet"] = main
     for given in lora:
-        adapters.add_lora(parts, *adapters.parse_lora(given))
+        adapters.add_lora(parts, *parse_lora(given))
     learned = []
     if words:
         clips = [i for i, each in enumerate(encoders) if each is not None and "CLIP" in type(each).__name__]
@@ -242,6 +275,11 @@ def adapt(
         for file in words:
             learned.append(adapters.add_words(file, [tokenizers[i] for i in clips], [encoders[i] for i in clips]))
     return learned
+
+
+def _named(file: str) -> dict[str, Any]:
+    """A file as a recipe names it."""
+    return {"name": Path(file).name, "sha256": file_sha256(Path(file))}
 
 
 def _previewer(folder: str, prior: UNetPrior | MMDiTPrior) -> Any:

@@ -77,6 +77,7 @@ class UNetPrior:
         networks.eval().requires_grad_(False).to("cpu" if offload else self.device)
         self.offload: bool | str = offload  # "sequential": layer by layer (prior.running), nothing is moved here
         self.previewer: Any = None  # a tiny autoencoder that draws the previews; None: the model's own does
+        self.options: dict[str, Any] = {}  # what else was asked for in loading it, as a recipe has it
         self.adapted: tuple[str, ...] = ()  # what was added when it was loaded, for records: "lora toy.safetensors:0.8"
         self.resident: nn.Module | None = None  # under offload, the one network that is on the device
 

@@ -125,12 +125,13 @@ class SceneViews:
         anchor: Anchor | None = None,
         masks: Tensor | None = None,  # [V, 1, H, W], where each view may change
         between: int = 0,  # steps on the terms alone after each step of the method, each from another camera
+        style: tuple[float, Term] | None = None,  # one more term, dear as the method, so only at the method's own steps
         tend: Callable[[SceneViews], None] | None = None,  # called after every step
     ) -> None:
         self.kept, self.cameras, self.background, self.prior = kept, cameras, background, prior
         self.steps, self.rates, self.radius = steps, rates, radius
         self.distillation, self.terms, self.anchor = distillation, dict(terms or {}), anchor or Anchor()
-        self.masks, self.between, self.tend = masks, between, tend
+        self.masks, self.between, self.style, self.tend = masks, between, style, tend
         self.generator = generator
         self.own = {name: getattr(rows, name).detach().clone().requires_grad_() for name in NAMES}
         self.moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in self.own.items()}
@@ -210,7 +211,10 @@ class SceneViews:
                 # It says what there is to be, in a noise that never settles: the terms have the last word.
                 fade = 1 - 0.8 * self.index / max(self.steps - 1, 1) if self.terms else 1.0
                 gradients["distillation"] = (self.distillation * fade, g)
-            for name, (weight, term) in self.terms.items():
+            terms = dict(self.terms)
+            if direction is not None and self.style is not None:
+                terms["style"] = self.style
+            for name, (weight, term) in terms.items():
                 loss = term(self._leaf, self.view)
                 if loss.requires_grad:
                     (g,) = torch.autograd.grad(loss, self._leaf)

@@ -409,11 +409,7 @@ def _terms(
     terms = clip_terms(guide, prompt)
     if terms is None:
         terms = own_terms(prior, guide, prompts.target, generator)
-        notes.append(
-            "CLIP is not on this machine, so likeness to the guide is measured in the model's own features: "
-            + " and ".join(terms)
-            + "."
-        )
+        notes.append("CLIP is not on this machine, so the model itself judges how like the drawing is to its picture.")
     each = (1 - config.distillation) / len(terms)
     return {name: (each, term) for name, term in terms.items()}
 

@@ -26,12 +26,22 @@ from sdsedit.edit import StepReport, distill
 from sdsedit.errors import InputRefused
 from sdsedit.guidance import configured
 from sdsedit.guidance.base import Guidance, Prompts
+from sdsedit.guidance.lusd import LUSD
 from sdsedit.guidance.refine import Refine
 from sdsedit.io.splats import Splats
 from sdsedit.metrics import psnr
 from sdsedit.prior.base import Prior, Text
 from sdsedit.representations.splats import Anchor, Rates, Scene, SceneViews, held_out, pictures, with_colour
-from sdsedit.request import Edit, EditConfig, check_number, check_request, check_whole, encode_prompts, words_to_find
+from sdsedit.request import (
+    Edit,
+    EditConfig,
+    check_number,
+    check_references,
+    check_request,
+    check_whole,
+    encode_prompts,
+    words_to_find,
+)
 from sdsedit.splats import densify
 from sdsedit.splats.imagine import imagine, repainted
 from sdsedit.splats.locate import (
@@ -60,6 +70,7 @@ from sdsedit.splats.seed import (
     told,
     whole,
 )
+from sdsedit.splats.style import SceneStyle
 from sdsedit.splats.survey import check_cameras, spread
 
 Kind = Literal["recolour", "restyle", "replace", "add", "delete"]
@@ -82,6 +93,7 @@ class SplatConfig:
     background: tuple[float, float, float] = (0.62, 0.79, 0.95)  # behind the scene, 0 .. 1; unlike what is in it
     up: tuple[float, float, float] = (0.0, -1.0, 0.0)  # of the world
     size: int | None = None  # side of a view in pixels; None: the model's native side
+    style_weight: float = 1.0  # 0 .. 10, of the references' look, as a multiple of what pulls beside it
 
 
 @dataclass(frozen=True)
@@ -143,9 +155,11 @@ class _Recipe:
     anchor: Anchor = _FREE
 
 
+_FINDER = LUSD()  # a scene's place is found before the method begins, so that of any method
 _BETWEEN = 2  # steps towards the edited views for each one of distillation
 _TOO_SMALL = 0.002  # share of a view: what is smaller there is not edited in it
 _CLEAR = -3.0  # logit of the opacity below which a Gaussian is dropped
+_BEST = 4.0  # how much more a view of a look is believed that sees a Gaussian better
 _DRAWING_STEPS = 16  # in which all views together are drawn
 _SHAPE = Rates(means=0.003, quats=0.004, log_scales=0.01, logits=0.08, sh=0.04)
 _COLOUR = Rates(means=0, quats=0, log_scales=0, logits=0, sh=0.06)
@@ -183,11 +197,15 @@ def change(
     check(request, config)
     method = configured(config.method, config.strength, prior.editing)
     notes: list[str] = []
-    words, where = words_to_find(prior, request, method, notes)
-    if not words.tokens:
+    check_references(request.references, prior)
+    words, where = words_to_find(prior, request, _FINDER, notes)
+    kind = config.kind or kind_of(prior, request)
+    styled = bool(request.references) and config.style_weight > 0
+    if not words.tokens and not (styled and kind == "restyle"):
         raise InputRefused("The prompts name nothing to look for in the scene; say what should change, or --words.")
     prompts = encode_prompts(prior, request, words.tokens, where, notes)
-    kind = config.kind or kind_of(prior, request)
+    if styled and kind == "delete":
+        notes.append("What is taken out has no look: the references are not used.")
     if kind == "delete" and where != "source" and not request.words:
         raise InputRefused("Nothing can be deleted: the target prompt has no word less than the source prompt.")
     if cameras is not None:
@@ -206,7 +224,12 @@ def change(
 
 def check(request: Edit, config: SplatConfig) -> None:
     """Refuse, with one sentence (InputRefused), what no scene could make right."""
-    check_request(request, EditConfig(config.method, config.steps, config.seed, strength=config.strength))
+    check_request(
+        request,
+        EditConfig(
+            config.method, config.steps, config.seed, strength=config.strength, style_weight=config.style_weight
+        ),
+    )
     if request.mask is not None:
         raise InputRefused("A scene takes no mask picture; name the words to look for.")
     if config.kind is not None and config.kind not in KINDS:
@@ -262,8 +285,8 @@ def _about(prior: Prior, request: Edit, kind: Kind) -> Edit:
     return replace(request, target=clause(target, new.spans), source=clause(source, there), words=None)
 
 
-def words_about(prior: Prior, request: Edit, method: Guidance) -> tuple[tuple[int, ...], Literal["target", "source"]]:
-    words, where = words_to_find(prior, request, method, [])
+def words_about(prior: Prior, request: Edit) -> tuple[tuple[int, ...], Literal["target", "source"]]:
+    words, where = words_to_find(prior, request, _FINDER, [])
     return words.tokens, where
 
 
@@ -321,8 +344,13 @@ class _Work:
         self.steps = 0 if kind == "delete" else config.steps or self.recipe.steps
         self.generator = torch.Generator().manual_seed(config.seed)
         self.background = torch.tensor(config.background, dtype=torch.float32, device=prior.device)
+        self.style: SceneStyle | None = None  # the references'
+        if request.references and config.style_weight > 0 and self.steps:
+            self.style = SceneStyle.of(
+                prior, request.references, prompts.empty, config.style_weight, kind == "restyle", config.size
+            )
         self.about = _about(prior, request, kind)
-        self.near_prompts = encode_prompts(prior, self.about, *words_about(prior, self.about, method), [])
+        self.near_prompts = encode_prompts(prior, self.about, *words_about(prior, self.about), [])
         working, self.measured = held_out(cameras)
         self.working = cameras[list(working)]
         self.done = 0
@@ -348,7 +376,7 @@ class _Work:
             if stayed:
                 text, tokens = prompts.source, find_words(prior.tokenize, source, stayed).tokens
         with torch.no_grad():
-            place = self._locate(text, tokens)
+            place = self._locate(text, tokens) if tokens else self._everywhere()
             if self.kind == "replace" and not request.words and not self.stopped:
                 old = removed_words(prior.tokenize, source, request.target)
                 if old.tokens:  # what goes is there to be seen, what comes is not
@@ -372,11 +400,22 @@ class _Work:
                     "The words were found everywhere, so nothing would be left; name others with --words, or raise "
                     "--threshold."
                 )
-            self.notes.append("The words were found everywhere, so the whole scene may change.")
+            if tokens:
+                self.notes.append("The words were found everywhere, so the whole scene may change.")
         if not place.chosen(self.config.threshold).any():
             raise InputRefused(
                 "The model's attention found none of these words in the scene; name others with --words."
             )
+
+    def _everywhere(self) -> Place:
+        """The place of a style for which no word says where: all that is seen."""
+        views = pictures(self.scene, self.working, self.background)
+        maps = torch.ones_like(views[:, :1])
+        _, confidence = lifted(self.scene, self.working, maps)
+        confidence = torch.where(confidence > SEEN, confidence, 0.0)
+        self.done = -(-len(self.working) // VIEWS_AT_ONCE) * 2
+        self.place = Place((confidence > 0).to(views), confidence, self.working, views, maps)
+        return self.place
 
     def _host(self) -> Place | None:
         """Where the thing is that the new words belong to. Attention alone would crown all that can wear a crown."""
@@ -463,6 +502,7 @@ class _Work:
             anchor=self.recipe.anchor,
             masks=self.masks,
             between=_BETWEEN if config.distillation < 1 else 0,
+            style=None if self.style is None else (self.style.weight, self.style.term(self.masks)),
             tend=self._tend,
         )
         if not self.steps:
@@ -490,7 +530,8 @@ class _Work:
         if self.kind == "add":  # what comes stands out
             centre = centre + 0.25 * radius * torch.tensor(self.config.up).to(centre)
             radius *= 1.25 if self.host is not None else 2.0
-        fill = 0.8 if self.recipe.grows else 0.5  # what is to stay a balloon must look like one, with air round it
+        # What is to stay a balloon must look like one, with air round it; a look needs as many cells as there are.
+        fill = 0.8 if self.recipe.grows or self.style is not None else 0.5
         return closer(self.working, centre, radius, fill=fill, up=self.config.up), radius
 
     def _masks(self, rows: Tensor) -> Tensor:  # [N] bool -> [V, 1, H, W], 0 or 1
@@ -617,7 +658,8 @@ class _Work:
                 air = (drawn - self.background.view(1, 3, 1, 1)).abs().amax(1, keepdim=True)
                 where = masks * torch.cat([self._shows(x[None]) for x in drawn]) * (air / 0.2).clamp(0, 1)
                 new = first
-            new, shown = repainted(kept, new, drawn, where, self.near, self.background)
+            best = 0.0 if self.style is None else _BEST
+            new, shown = repainted(kept, new, drawn, where, self.near, self.background, best=best)
             return shown
 
         def on_step(step: int, shown: Tensor) -> bool | None:
@@ -629,6 +671,7 @@ class _Work:
         imagine(
             self.prior, self.near_prompts, before, outside, masks, agree,
             torch.Generator().manual_seed(self.config.seed), start, _DRAWING_STEPS, on_step=on_step,
+            steer=None if self.style is None else self.style.pull,
         )  # fmt: skip
         self.shown = where
         if not self.recipe.grows and not self.stopped:  # what was half drawn is noise

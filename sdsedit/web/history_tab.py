@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ import numpy as np
 
 from sdsedit.errors import InputRefused, printable
 from sdsedit.io import images, record, splats, svg
-from sdsedit.web import image_work, sketch_work, splat_work, style_work
-from sdsedit.web.events import handler, news, on_press, place_to_serve, press_saved, waiting_line
+from sdsedit.io.images import Picture
+from sdsedit.request import MAX_REFERENCES
+from sdsedit.web import image_work, looks, sketch_work, splat_work, style_work
+from sdsedit.web.events import handler, look_at, news, on_press, place_to_serve, press_saved, waiting_line
 from sdsedit.web.history import History, Item
 from sdsedit.web.image_work import Progress
 from sdsedit.web.sessions import Sessions
@@ -30,8 +32,19 @@ EMPTY = "What you make in the other tabs will be kept here, with everything that
 NOTHING = "Nothing here has these words."
 CHOOSE = "Press a result to look at it."
 KIND_NAMES = {"image": "Picture", "sketch": "Drawing", "splats": "Scene", "style": "Style"}
-ON_CARD = on_press("result")
+ON_CARD = (
+    on_press("result")
+    + """
+element.addEventListener("click", (event) => {  // marked here: two hundred cards are not sent again for it
+  const pressed = event.target.closest("button[data-result]");
+  if (!pressed) return;
+  for (const card of element.querySelectorAll("button[data-result]")) card.ariaPressed = String(card === pressed);
+});
+"""
+)
+ASKING = 0.5  # seconds in which a second press on Delete is a double click, and no answer
 SAVE = press_saved("history-saved")
+LOOK = look_at("history-detail")
 
 
 @dataclass
@@ -41,7 +54,7 @@ class Shelf:
     words: str = ""
     shown: int = PAGE
     chosen: str | None = None  # id
-    sure: bool = False  # Delete was pressed once
+    asked: float | None = None  # when Delete was pressed once, by time.monotonic
 
 
 class HistoryTab:
@@ -86,6 +99,7 @@ class HistoryTab:
                     self.save = gr.Button("Download", variant="primary", elem_id="history-save", min_width=90)
                     self.again = gr.Button("Make it again", elem_id="history-again", min_width=110)
                     self.delete = gr.Button("Delete", elem_id="history-delete", min_width=80)
+                    self.keep = gr.Button("Keep it", elem_id="history-keep", min_width=80, visible=False)
                 with gr.Row(visible=False, elem_id="history-sends") as self.sends:
                     self.to_image = gr.Button("Open in Image", elem_id="history-to-image", min_width=120)
                     self.to_sketch = gr.Button("Open in Sketch", elem_id="history-to-sketch", min_width=120)
@@ -99,16 +113,18 @@ class HistoryTab:
 
     def _wire(self) -> None:
         self.table = table = [
-            self.cards, self.more, self.detail, self.stage, self.stop, self.acts, self.again, self.delete, self.sends,
-            self.to_image, self.to_sketch, self.to_splats, self.to_style, self.recipe_box, self.recipe,
+            self.cards, self.more, self.detail, self.stage, self.stop, self.acts, self.again, self.delete, self.keep,
+            self.sends, self.to_image, self.to_sketch, self.to_splats, self.to_style, self.recipe_box, self.recipe,
         ]  # fmt: skip
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         model: dict[str, Any] = {**quiet, "concurrency_id": "model", "concurrency_limit": None}
         self.tab.select(handler(self.show_again), None, table, **quiet)
         self.words.change(handler(self.search), self.words, table, trigger_mode="always_last", **quiet)
         self.more.click(handler(self.show_more), None, table, **quiet)
-        self.cards.select(handler(self.choose, event=True), None, table, **quiet)
+        chosen = self.cards.select(handler(self.choose, event=True), None, table, **quiet)
+        chosen.success(None, None, None, js=LOOK, **quiet)
         self.delete.click(handler(self.forget), None, table, **quiet)
+        self.keep.click(handler(self.show_again), None, table, **quiet)
         event = self.again.click(handler(self.repeat), None, table, trigger_mode="once", **model)
         event.failure(handler(self.show_again), None, table, **quiet)
         self.stop.click(handler(self.stop_running), None, self.stop, queue=False, **quiet)
@@ -127,7 +143,7 @@ class HistoryTab:
 
     def search(self, person: str, words: str) -> dict[Any, Any]:
         shelf = self.shelves.of(person)
-        shelf.words, shelf.shown = (words or "")[:500], PAGE
+        shelf.words, shelf.shown, shelf.asked = (words or "")[:500], PAGE, None
         return self._show(shelf)
 
     def show_more(self, person: str) -> dict[Any, Any]:
@@ -139,19 +155,19 @@ class HistoryTab:
         shelf = self.shelves.of(person)
         id = said.get("result")
         self.history.get(id if isinstance(id, str) else "")
-        shelf.chosen, shelf.sure = str(id), False
-        return self._show(shelf)
+        shelf.chosen, shelf.asked = str(id), None
+        return self._show(shelf, {self.cards, self.more})
 
     def forget(self, person: str) -> dict[Any, Any]:
-        """The first press asks, the second deletes."""
+        """The first press asks, a second one deletes; both at once are a double click, which only asks."""
         shelf = self.shelves.of(person)
-        if shelf.sure:
-            id, shelf.chosen, shelf.sure = shelf.chosen, None, False
+        if shelf.asked is not None and time.monotonic() - shelf.asked > ASKING:
+            id, shelf.chosen, shelf.asked = shelf.chosen, None, None
             self.history.delete(id or "")
-        else:
-            self._item(person)
-            shelf.sure = True
-        return self._show(shelf)
+            return self._show(shelf)
+        self._item(person)
+        shelf.asked = time.monotonic()
+        return self._show(shelf, {self.cards, self.more})
 
     def write(self, person: str) -> str:
         """The file itself, which carries its recipe."""
@@ -208,8 +224,10 @@ class HistoryTab:
         return gr.update(value="Stopping after this step", interactive=False)
 
     def show_again(self, person: str) -> dict[Any, Any]:
-        """What there is now, with nothing running: when the tab is opened, and after a refusal."""
-        return self._show(self.shelves.of(person))
+        """What there is now, with nothing running and nothing asked: when the tab is opened, and after a refusal."""
+        shelf = self.shelves.of(person)
+        shelf.asked = None
+        return self._show(shelf)
 
     # ---- inside
 
@@ -258,8 +276,8 @@ class HistoryTab:
         def compare() -> str:
             said, same = compared(item, data)
             if not same:
-                every = ("input", "mask", *(f"reference {k}" for k in range(1, 9)))
-                inputs = {what: path for what in every if (path := item.input(what)) is not None}
+                names = [each.name for each in (item.folder / "inputs").iterdir()]
+                inputs = {what: path for what in names if (path := item.input(what)) is not None}
                 before = None if item.before is None else images.read_picture(item.before).rgb
                 shelf.chosen = self.history.add(item.kind, self._file(name, data), before, picture, recipe, inputs)
             return said
@@ -269,8 +287,8 @@ class HistoryTab:
         updates[self.stage] = gr.update(visible=True, value=f'<p class="verdict" role="status">{html.escape(said)}</p>')
         yield updates
 
-    def _show(self, shelf: Shelf) -> dict[Any, Any]:
-        """Every widget as it should be."""
+    def _show(self, shelf: Shelf, but: set[Any] | None = None) -> dict[Any, Any]:
+        """Every widget as it should be, `but` for those that are right already."""
         import gradio as gr
 
         items = self.history.search(shelf.words, shelf.shown + 1)
@@ -279,20 +297,22 @@ class HistoryTab:
             try:
                 item = self.history.get(shelf.chosen)
             except InputRefused:  # deleted by somebody else
-                shelf.chosen, shelf.sure = None, False
+                shelf.chosen, shelf.asked = None, None
         empty = NOTHING if shelf.words.strip() else EMPTY
-        there = item is not None
-        return {
+        there, asked = item is not None, shelf.asked is not None
+        left = self.history.count(shelf.words) - shelf.shown
+        updates: dict[Any, Any] = {
             self.cards: cards(items[: shelf.shown], shelf.chosen) if items else image_work.message(empty),
-            self.more: gr.update(visible=len(items) > shelf.shown),
+            self.more: gr.update(visible=len(items) > shelf.shown, value=f"Show more ({left} left)"),
             self.detail: image_work.message(CHOOSE) if item is None else detail(item),
             self.stage: gr.update(visible=False, value=""),
             self.stop: gr.update(visible=False),
             self.acts: gr.update(visible=there),
-            self.again: gr.update(visible=True),
+            self.again: gr.update(visible=not asked),
             self.delete: gr.update(
-                value="Really delete?" if shelf.sure else "Delete", variant="stop" if shelf.sure else "secondary"
+                value="Really delete?" if asked else "Delete", variant="stop" if asked else "secondary"
             ),
+            self.keep: gr.update(visible=asked),
             self.sends: gr.update(visible=there),
             self.to_image: gr.update(visible=self.image is not None),
             self.to_sketch: gr.update(visible=item is not None and item.kind == "sketch" and self.sketch is not None),
@@ -301,6 +321,7 @@ class HistoryTab:
             self.recipe_box: gr.update(visible=there),
             self.recipe: None if item is None else item.recipe,
         }
+        return {widget: update for widget, update in updates.items() if widget not in (but or ())}
 
     def _tab(self, id: str) -> Any:
         import gradio as gr
@@ -345,7 +366,7 @@ def again(item: Item, settings: Settings) -> Repeat:
         return image
     if item.kind == "sketch":
         drawing = None if given is None else sketch_work.read_drawing(given, settings.max_upload)
-        asked = sketch_work.order_of(recipe, drawing)
+        asked = sketch_work.order_of(recipe, drawing, _references(item, settings))
 
         def sketch(prior: Any, model: dict[str, Any], tell: Any, go_on: Any) -> Any:
             made = sketch_work.run(prior, asked, model, tell, _until(go_on, stop))
@@ -353,11 +374,12 @@ def again(item: Item, settings: Settings) -> Repeat:
 
         return sketch
     if item.kind == "style":
-        looks = [path for k in range(1, 9) if (path := item.input(f"reference {k}")) is not None]
-        content = None if given is None else image_work.read_input(str(given), settings.max_pixels)
-        styled = style_work.order_of(
-            recipe, content, [image_work.read_input(str(look), settings.max_pixels) for look in looks]
+        content, regions = (
+            None if path is None else image_work.read_input(str(path), settings.max_pixels)
+            for path in (given, item.input("regions"))
         )
+        references, of_each = (_numbered(item, what, settings) for what in ("reference", "regions"))
+        styled = style_work.order_of(recipe, content, references, regions, of_each)
 
         def style(prior: Any, model: dict[str, Any], tell: Any, go_on: Any) -> Any:
             made = style_work.run(prior, styled, model, tell, _until(go_on, stop))
@@ -365,7 +387,7 @@ def again(item: Item, settings: Settings) -> Repeat:
 
         return style
     scene = None if given is None else splat_work.read_scene(given, settings.max_upload)
-    wanted = splat_work.order_of(recipe, scene)
+    wanted = splat_work.order_of(recipe, scene, _references(item, settings))
 
     def scenes(prior: Any, model: dict[str, Any], tell: Any, go_on: Any) -> Any:
         edited = splat_work.run(prior, wanted, model, tell, _until(go_on, None), stop)
@@ -375,14 +397,30 @@ def again(item: Item, settings: Settings) -> Repeat:
     return scenes
 
 
+def _numbered(item: Item, what: str, settings: Settings) -> tuple[Picture, ...]:
+    """The pictures "reference 1", "reference 2", ... that something was made of."""
+    found = [path for k in range(1, MAX_REFERENCES + 1) if (path := item.input(f"{what} {k}")) is not None]
+    return looks.read([str(path) for path in found], settings.max_pixels)
+
+
 def _image_order(item: Item, given: Path, settings: Settings) -> image_work.Order:
     picture = image_work.read_input(str(given), settings.max_pixels)
     drawn = item.input("mask")
     mask = None if drawn is None else images.read_mask(drawn, picture.size)
     if mask is None and item.recipe.get("mask"):
         raise InputRefused("The mask that this picture was made with is not in the history: it cannot be repeated.")
+    references = _references(item, settings)
     request, config = record.image_request(item.recipe, None if mask is None else mask.tensor())
-    return image_work.Order(picture, mask, request, config)
+    request = replace(request, references=tuple(each.tensor() for each in references))
+    return image_work.Order(picture, mask, request, config, references)
+
+
+def _references(item: Item, settings: Settings) -> tuple[Picture, ...]:
+    """The pictures whose look a picture or a drawing took. InputRefused: they are not here."""
+    found = _numbered(item, "reference", settings)
+    if len(found) != len(item.recipe.get("references") or ()):
+        raise InputRefused("The pictures whose look this one took are not in the history: it cannot be repeated.")
+    return found
 
 
 def _until(go_on: Callable[[], bool], stop: int | None) -> Callable[[], bool]:

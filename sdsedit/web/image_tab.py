@@ -8,7 +8,7 @@ import html
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +20,9 @@ from sdsedit.errors import InputRefused
 from sdsedit.guidance import MIN_STRENGTH
 from sdsedit.io import images
 from sdsedit.prior.load import builtin_path
-from sdsedit.request import check_number
+from sdsedit.request import MAX_STYLE_WEIGHT, EditConfig, check_number
 from sdsedit.web import image_work as work
+from sdsedit.web import looks
 from sdsedit.web.events import (
     done,
     handler,
@@ -75,6 +76,10 @@ WHERE = [
 PAINTING = 640  # pixels, the longer side of the canvas
 MADE_FOR = 600.0  # seconds that a file to download stays where it was written
 EMPTY = "Your picture will change here. Drop one on the left, or take an example."
+LOOKS = (
+    "The words say what changes and where; these pictures say what it looks like there: a pattern, a material, a "
+    "painting. Not needed. It takes longer."
+)
 READY = "Say what should be in the picture, then press Edit."
 ON_CHIP = on_press("word", number=True)
 LOOK = look_at("views")
@@ -139,6 +144,13 @@ class ImageTab:
                     sources=["upload"], format="png", height=180, elem_id="mask", visible=False, buttons=[],
                 )  # fmt: skip
                 self.mask.preprocess = path_of
+                with gr.Accordion("Take the look of another picture", open=False, elem_id="look"):
+                    gr.HTML(f'<p class="hint small">{LOOKS}</p>')
+                    self.looks = looks.Looks(self.settings, "looks")
+                    self.style_weight = gr.Slider(
+                        0, MAX_STYLE_WEIGHT, value=EditConfig.style_weight, step=0.5, label="How hard the look pulls",
+                        elem_id="style-weight", info="2 is usual; 0 leaves the look out.",
+                    )  # fmt: skip
                 with gr.Accordion("More settings", open=False, elem_id="more"):
                     self.method = gr.Dropdown(METHOD_CHOICES, value="lusd", label="Method", elem_id="method")
                     specs = [self.settings.model, *self.settings.more_models]
@@ -149,14 +161,15 @@ class ImageTab:
                     )  # fmt: skip
                     self.strength = gr.Slider(
                         MIN_STRENGTH, 3.0, value=1.0, step=0.1, label="Strength", elem_id="strength",
-                        info="How large each step is: 1 suits the model, less is gentler.",
+                        info="1 is usual; less changes less, more changes more.",
                     )  # fmt: skip
                     self.seed = gr.Number(
-                        0, precision=0, label="Seed", elem_id="seed", info="One seed is one result; another, another."
-                    )
+                        0, precision=0, label="Seed", elem_id="seed",
+                        info="The same number gives the same result; another one, another.",
+                    )  # fmt: skip
                 with gr.Row():
                     self.run = gr.Button("Edit", variant="primary", elem_id="run", scale=2)
-                    self.four = gr.Button("Try four seeds", elem_id="four", scale=1, min_width=130)
+                    self.four = gr.Button("Four versions", elem_id="four", scale=1, min_width=130)
             with gr.Column(scale=5, min_width=320):
                 with gr.Tabs(selected="edit", elem_id="views") as self.views:
                     with gr.Tab("Edit", id="edit", elem_id="view-edit"):
@@ -173,7 +186,7 @@ class ImageTab:
                         self.changed = gr.HTML(elem_id="changed")
                 self.stop = gr.Button("Stop, and keep what is there", variant="stop", visible=False, elem_id="stop")
                 self.choices = gr.Gallery(
-                    label="Four seeds: press one to take it", columns=4, rows=1, allow_preview=False, visible=False,
+                    label="Four versions: press one to take it", columns=4, rows=1, allow_preview=False, visible=False,
                     interactive=False, buttons=[], elem_id="choices", format="png", height=170, object_fit="cover",
                 )  # fmt: skip
                 self.scrub = gr.Slider(
@@ -200,6 +213,8 @@ class ImageTab:
             gr.Number(0, label="seed", visible=False),
             gr.Textbox("", label="model", visible=False),
             gr.Number(0, label="steps", visible=False),
+            gr.File(label="references", file_count="multiple", visible=False),
+            gr.Number(EditConfig.style_weight, label="style_weight", visible=False),
         ]
         self._api_file = gr.File(label="PNG", visible=False)
         self._api_info = gr.JSON(label="recipe", visible=False)
@@ -217,7 +232,10 @@ class ImageTab:
         model: dict[str, Any] = {**quiet, "concurrency_id": "model", "concurrency_limit": None}
         latest: dict[str, Any] = {**model, "trigger_mode": "always_last"}
         texts = [self.source, self.target]
-        settings = [*texts, self.where, self.painted, self.mask, self.method, self.strength, self.seed, self.prior]
+        settings = [
+            *texts, self.where, self.painted, self.mask, self.method, self.strength, self.seed, self.looks.gallery,
+            self.style_weight, self.prior,
+        ]  # fmt: skip
         words = handler(self.look_at_words)
 
         dropped = self.picture.upload(handler(self.take_picture), [self.picture, *texts], table, **quiet)
@@ -389,6 +407,8 @@ class ImageTab:
         seed: int = 0,
         model: str = "",
         steps: int = 0,
+        references: list[str] | None = None,
+        style_weight: float = EditConfig.style_weight,
     ) -> tuple[str, dict[str, Any]]:
         """Edit a picture with words.
 
@@ -397,7 +417,8 @@ class ImageTab:
         where it may change. method: lusd, lusd-fast, dds, flowedit, cds, ids, pds, ssd, ism,
         sds, sbp, nfsd, csd or vsd.
         strength: 0.1 to 10. seed: 0 to 2^63 - 1. model: one that the page offers; empty: its usual one.
-        steps: 1 to 10,000; 0: as many as suit the method.
+        steps: 1 to 10,000; 0: as many as suit the method. references: up to 8 pictures whose look is taken too.
+        style_weight: how hard that look pulls, 0 to 10.
         Gives a PNG with its recipe inside, and the recipe.
         """
 
@@ -405,7 +426,10 @@ class ImageTab:
             given = work.read_input(picture, self.settings.max_pixels)
             drawn = images.read_mask(mask, given.size) if mask else None
             named = [word.strip() for word in words.split(",") if word.strip()] if isinstance(words, str) else words
-            return work.make_order(given, drawn, source, target, named, method, strength, seed, steps or None)
+            taken = looks.read(references, self.settings.max_pixels)
+            return work.make_order(
+                given, drawn, source, target, named, method, strength, seed, steps or None, taken, style_weight
+            )
 
         order = await asyncio.to_thread(prepare)
         result: Result = await done(self.worker, self._submit(person, [order], model or ""))
@@ -519,7 +543,7 @@ class ImageTab:
 
     def _order(
         self, desk: Desk, source: str, target: str, where: str, painted: Any, mask: str | None, method: str,
-        strength: float, seed: Any,
+        strength: float, seed: Any, taken: Sequence[str] | None, style_weight: float,
     ) -> Order:  # fmt: skip
         picture = desk.table.picture
         if picture is None:
@@ -536,7 +560,10 @@ class ImageTab:
             if not mask:
                 raise InputRefused("There is no mask yet: drop a picture that is white where this one may change.")
             drawn = images.read_mask(mask, picture.size)
-        return work.make_order(picture, drawn, source, target, words, method, strength, seed)
+        references = self.looks.read(taken)
+        return work.make_order(
+            picture, drawn, source, target, words, method, strength, seed, None, references, style_weight
+        )
 
     def _show(self, desk: Desk, but: set[Any] | None = None) -> dict[Any, Any]:
         """Every widget as the top table has it, `but` for those that are right already."""

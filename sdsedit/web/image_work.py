@@ -54,6 +54,7 @@ class Order:
     mask: Mask | None
     request: Edit
     config: EditConfig
+    references: tuple[Picture, ...] = ()  # the request's, whose look is taken
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,8 @@ def make_order(
     strength: float,
     seed: object,
     steps: object = None,  # None: what suits the method
+    references: Sequence[Picture] = (),  # whose look is taken
+    style_weight: float = EditConfig.style_weight,
 ) -> Order:
     """What somebody wants, checked as far as it can be without the model. InputRefused."""
     request = Edit(
@@ -190,11 +193,14 @@ def make_order(
         source=source or None,
         words=tuple(words) if words else None,
         mask=None if mask is None else mask.tensor(),
+        references=tuple(each.tensor() for each in references),
     )
     check_number("strength", strength, MIN_STRENGTH, MAX_STRENGTH)
-    config = EditConfig(method=method, seed=whole(seed), strength=strength, steps=whole(steps))
+    config = EditConfig(
+        method=method, seed=whole(seed), strength=strength, steps=whole(steps), style_weight=style_weight
+    )
     check_request(request, config)
-    return Order(picture, mask, request, config)
+    return Order(picture, mask, request, config, tuple(references))
 
 
 # ---- words and where the model sees them
@@ -338,7 +344,9 @@ def recipe_of(result: Result, state: State) -> dict[str, Any]:
         )
     order = result.order
     seconds = {"editing": edited.seconds}
-    return record.image_recipe(order.picture, order.mask, order.request, order.config, edited, result.model, seconds)
+    return record.image_recipe(
+        order.picture, order.mask, order.request, order.config, edited, result.model, seconds, order.references
+    )
 
 
 def png_of(result: Result, state: State) -> bytes:
@@ -360,7 +368,19 @@ def keep(history: History, result: Result, folder: Path) -> str:
     if mask is not None:
         inputs["mask"] = folder / "mask.png"
         inputs["mask"].write_bytes(images.encode_png(mask.values))
+    inputs |= references_kept(result.order.references, folder)
     return history.add("image", output, picture.rgb, result.rgb, recipe_of(result, state), inputs)
+
+
+def references_kept(references: Sequence[Picture], folder: Path) -> dict[str, Path]:
+    """Pictures whose look was taken, written into `folder` for a replay, by what the history calls them."""
+    paths = {}
+    for k, picture in enumerate(references, 1):
+        what = f"reference {k}"
+        (folder / what).mkdir(parents=True)
+        paths[what] = folder / what / f"{Path(picture.name).stem}.png"
+        paths[what].write_bytes(images.encode_png(picture.rgb, picture.alpha, picture.icc))
+    return paths
 
 
 def file_name(picture: Picture) -> str:

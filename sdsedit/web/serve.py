@@ -1,6 +1,7 @@
 """The application: the page, /healthz, /readyz and /metrics, its start, and an end that lets a running job finish.
 
     python app.py [--host 127.0.0.1] [--port 7860] [--model builtin] [--device cpu] [--history DIR | --no-history]
+                  [--lora FILE:SCALE] [--embedding FILE] [--precision bf16] [--offload] [--tiling] ...
                   [--root-path /sdsedit] [--framed-by https://SITE] [--mcp] [--metrics] [--drain 30]
                   [--log-format text|json] [--verbose]
 
@@ -19,13 +20,16 @@ import sys
 import time
 import warnings
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdsedit._version import __version__
+from sdsedit.cli_shared import add_option_arguments, check_files, options_of
 from sdsedit.errors import INTERNAL, OK, USAGE, InputRefused
+from sdsedit.model_options import ModelOptions
 from sdsedit.prior.base import Prior
 from sdsedit.web import logs
 from sdsedit.web.guard import Guard, behind_proxies
@@ -191,21 +195,22 @@ def load(settings: Settings, spec: str) -> Prior:
     import diffusers
     import transformers
 
-    from sdsedit.prior.load import load_prior
+    from sdsedit.prior.load import load_model
 
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        prior = load_prior(spec, device=settings.device)
+        usual = settings.loading if spec == settings.model else ModelOptions()
+        prior = load_model(replace(usual, name=spec, device=settings.device))
     _specs[prior.name] = spec
     return prior
 
 
 def model_record(prior: Prior) -> dict[str, Any]:
     """What a recipe says of the model."""
-    from sdsedit.io.record import model_revision
+    from sdsedit.io.record import loading_record, model_revision
 
     spec = _specs.get(prior.name, prior.name)
     if spec not in _revisions:
@@ -215,6 +220,7 @@ def model_record(prior: Prior) -> dict[str, Any]:
         "revision": _revisions[spec],
         "device": prior.device.type,
         "dtype": str(prior.dtype).removeprefix("torch."),
+        **loading_record(prior),
     }
 
 
@@ -228,6 +234,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "several times, the first is the usual one and the others may be chosen",
     )  # fmt: skip
     parser.add_argument("--device", help="cpu, cuda, mps; default: a GPU if there is one")
+    add_option_arguments(parser).add_argument(
+        "--previews", metavar="FOLDER", help="a tiny autoencoder (TAESD) that draws the previews"
+    )
     parser.add_argument("--root-path", default="", metavar="/PATH", help="where a proxy shows the page, if not at /")
     parser.add_argument(
         "--framed-by", default="", metavar="https://SITE", help="a site that may show the page in a frame"
@@ -279,10 +288,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("app.py: --framed-by must be a site like https://huggingface.co, without a path.", file=sys.stderr)
         return USAGE
     model, *more = given.model or ["builtin"]
+    loading = options_of(given, model)
+    try:
+        check_files(loading)
+    except InputRefused as error:
+        print(f"app.py: {error}", file=sys.stderr)
+        return USAGE
     settings = Settings(
         host=given.host, port=given.port, model=model, more_models=tuple(more), device=given.device, login=login,
         root_path=given.root_path, framed_by=given.framed_by, mcp=given.mcp, metrics=given.metrics, drain=given.drain,
-        history=None if given.no_history else given.history,
+        history=None if given.no_history else given.history, loading=loading,
     )  # fmt: skip
     with logs.logging_to(sys.stderr, given.log_format, given.verbose):
         app = create_app(settings)

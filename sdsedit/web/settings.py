@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sdsedit.errors import printable
 from sdsedit.licences import default_history as default_history  # where the page keeps things
+from sdsedit.model_options import ModelOptions
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Settings:
     port: int = 7860
     model: str = "builtin"  # or a diffusers folder, or the id of a model that is in the local cache
     more_models: tuple[str, ...] = ()  # others that may be chosen; one of them is in memory at a time
+    loading: ModelOptions = field(default_factory=ModelOptions)  # of `model`; the others are loaded as usual
     device: str | None = None  # None: a GPU if there is one
     login: tuple[str, str] | None = None  # (name, password); None: whoever reaches the port may use the page
     max_upload: int = 32 * 2**20  # bytes of one file

@@ -18,9 +18,20 @@ from sdsedit.errors import InputRefused
 from sdsedit.guidance import MIN_STRENGTH
 from sdsedit.io import svg
 from sdsedit.prior.load import builtin_path
+from sdsedit.request import MAX_STYLE_WEIGHT
 from sdsedit.sketch.draw import SketchConfig
-from sdsedit.web import image_work, sketch_work
-from sdsedit.web.events import done, handler, news, on_press, path_of, place_to_serve, press_saved, waiting_line
+from sdsedit.web import image_work, looks, sketch_work
+from sdsedit.web.events import (
+    done,
+    handler,
+    look_at,
+    news,
+    on_press,
+    path_of,
+    place_to_serve,
+    press_saved,
+    waiting_line,
+)
 from sdsedit.web.history import History
 from sdsedit.web.image_work import Progress
 from sdsedit.web.sessions import Sessions
@@ -40,11 +51,13 @@ EXAMPLES = {
 STYLES = [("Ink", "ink"), ("Colour", "colour"), ("Icon: filled areas", "icon")]
 MODES = [("Draw from words", "draw"), ("Change a drawing", "change")]
 EMPTY = "Say what to draw, and it will appear here, stroke by stroke."
+LOOKS = "The drawing takes colours and lines of these pictures. Not needed. An ink drawing can take lines only."
 BLANK = "Drop an SVG, or take an example."
 READY = "Say what the drawing should show, then press Change."
 BEGINNING = "The model draws a picture of the words first; the strokes follow it."
 ON_EXAMPLE = on_press("example", number=True)
 SAVE = press_saved("sketch-saved")
+LOOK = look_at("sketch-views")
 
 
 def examples() -> list[Drawing]:
@@ -94,6 +107,13 @@ class SketchTab:
                         8, 256, value=usual.strokes, step=4, label="Number of strokes", elem_id="sketch-strokes",
                         info="Few say only what matters, many make a rendering.",
                     )  # fmt: skip
+                    with gr.Accordion("Take the look of another picture", open=False, elem_id="sketch-look"):
+                        gr.HTML(f'<p class="hint small">{LOOKS}</p>')
+                        self.looks = looks.Looks(self.settings, "sketch-looks")
+                        self.style_weight = gr.Slider(
+                            0, MAX_STYLE_WEIGHT, value=usual.style_weight, step=0.1, label="How hard the look pulls",
+                            elem_id="sketch-style-weight", info="0.5 is usual; 0 leaves the look out.",
+                        )  # fmt: skip
                     with gr.Accordion("More settings", open=False):
                         self.background = gr.Checkbox(
                             False, label="Draw the surroundings too", elem_id="sketch-background",
@@ -109,7 +129,7 @@ class SketchTab:
                         )  # fmt: skip
                         self.seed = gr.Number(
                             0, precision=0, label="Seed", elem_id="sketch-seed",
-                            info="One seed is one drawing; another, another.",
+                            info="The same number gives the same drawing; another one, another.",
                         )  # fmt: skip
                 with gr.Column(elem_id="sketch-change", visible=False) as self.changing:
                     self.file = gr.File(
@@ -136,7 +156,7 @@ class SketchTab:
                         )  # fmt: skip
                         self.strength = gr.Slider(
                             MIN_STRENGTH, 3.0, value=1.0, step=0.1, label="Strength", elem_id="sketch-strength",
-                            info="How large each step is: 1 suits the model, less is gentler.",
+                            info="1 is usual; less changes less, more changes more.",
                         )  # fmt: skip
                         self.change_steps = gr.Slider(
                             10, 200, value=60, step=10, label="Steps of the shapes", elem_id="sketch-change-steps",
@@ -144,7 +164,7 @@ class SketchTab:
                         )  # fmt: skip
                         self.change_seed = gr.Number(
                             0, precision=0, label="Seed", elem_id="sketch-change-seed",
-                            info="One seed is one result; another, another.",
+                            info="The same number gives the same result; another one, another.",
                         )  # fmt: skip
                 self.run = gr.Button("Draw", variant="primary", elem_id="sketch-run")
             with gr.Column(scale=5, min_width=320):
@@ -180,6 +200,8 @@ class SketchTab:
             gr.Number(1.0, label="width", visible=False),
             gr.Number(usual.steps, label="steps", visible=False),
             gr.Number(0, label="seed", visible=False),
+            gr.File(label="references", file_count="multiple", visible=False),
+            gr.Number(usual.style_weight, label="style_weight", visible=False),
         ]
         self._api_change = [
             gr.File(label="drawing", visible=False),
@@ -204,7 +226,10 @@ class SketchTab:
         ]  # fmt: skip
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         model: dict[str, Any] = {**quiet, "concurrency_id": "model", "concurrency_limit": None}
-        words = [self.prompt, self.style, self.strokes, self.background, self.width, self.steps, self.seed]
+        words = [
+            self.prompt, self.style, self.strokes, self.background, self.width, self.steps, self.seed,
+            self.looks.gallery, self.style_weight,
+        ]  # fmt: skip
         edit = [self.source, self.target, self.strength, self.added, self.change_steps, self.change_seed]
 
         self.mode.input(handler(self.show_mode), [self.mode, self.source, self.target], table, **quiet)
@@ -217,6 +242,7 @@ class SketchTab:
         for start in started:
             event = start(handler(self.start), settings, table, trigger_mode="once", **model)
             event.failure(handler(self.show_again), None, table, **quiet)
+        self.run.click(None, None, None, js=LOOK, **quiet)
         self.stop.click(handler(self.stop_running), None, self.stop, queue=False, **quiet)
         self.again.click(handler(self.draw_again), None, [self.stage, self.views], **quiet)
         self.go_on.click(handler(self.continue_from), None, table, **quiet)
@@ -340,14 +366,18 @@ class SketchTab:
         width: float = 1.0,
         steps: int = 120,
         seed: int = 0,
+        references: list[str] | None = None,
+        style_weight: float = SketchConfig.style_weight,
     ) -> tuple[str, dict[str, Any]]:
         """Draw words as an SVG.
 
         prompt: what to draw; it names a thing. style: ink, colour or icon. strokes: 4 to 512. background: draw what is
-        around it too. width: of the strokes, 0.1 to 20. steps: 1 to 1000. seed: 0 to 2^63 - 1.
+        around it too. width: of the strokes, 0.1 to 20. steps: 1 to 1000. seed: 0 to 2^63 - 1. references: up to 8
+        pictures whose look is taken. style_weight: how hard that look pulls, 0 to 10.
         Gives an SVG with its recipe inside, and the recipe.
         """
-        order = sketch_work.draw_order(prompt, strokes, style, background, width, steps, seed)
+        taken = await asyncio.to_thread(looks.read, references, self.settings.max_pixels)
+        order = sketch_work.draw_order(prompt, strokes, style, background, width, steps, seed, taken, style_weight)
         return await self._answer(person, order)
 
     async def edit_drawing(
@@ -398,12 +428,15 @@ class SketchTab:
         import gradio as gr
 
         desk = self.desks.of(person)
-        prompt, style, strokes, background, width, steps, seed = settings[:7]
-        source, target, strength, added, change_steps, change_seed = settings[7:]
+        prompt, style, strokes, background, width, steps, seed, taken, style_weight = settings[:9]
+        source, target, strength, added, change_steps, change_seed = settings[9:]
         drawing = desk.table.drawing
         order: DrawOrder | ChangeOrder
         if mode == "draw":
-            order = sketch_work.draw_order(prompt, strokes, style, background, width, steps, seed)
+            references = await asyncio.to_thread(self.looks.read, taken)
+            order = sketch_work.draw_order(
+                prompt, strokes, style, background, width, steps, seed, references, style_weight
+            )
             last = np.full((256, 256, 3), 255, np.uint8)
         else:
             if drawing is None:
@@ -451,6 +484,9 @@ class SketchTab:
         if isinstance(order, ChangeOrder):
             before = sketch_work.page_of(svg.write_svg(order.drawing.document))
             inputs["input"] = Path(self._file(_safe(order.drawing.name), order.drawing.raw))
+        else:
+            folder = self.settings.folder / secrets.token_hex(16)
+            inputs |= image_work.references_kept(order.references, folder)
         self.history.add("sketch", path, before, sketch_work.page_of(made.svg), made.recipe, inputs)
 
     def _made(self, person: str) -> Made:

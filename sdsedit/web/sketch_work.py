@@ -10,7 +10,7 @@ import base64
 import hashlib
 import html
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 
 from sdsedit.errors import InputRefused, printable
 from sdsedit.io import images, record, svg
+from sdsedit.io.images import Picture
 from sdsedit.io.svg import SvgDocument, SvgShape
 from sdsedit.prior.base import Prior
 from sdsedit.request import Edit, EditConfig
@@ -52,6 +53,7 @@ class DrawOrder:
 
     prompt: str
     config: SketchConfig
+    references: tuple[Picture, ...] = ()  # whose look is taken
 
 
 @dataclass(frozen=True)
@@ -135,14 +137,19 @@ def drawing_of(data: bytes, name: str) -> Drawing:
     return Drawing(name, hashlib.sha256(data).hexdigest(), data, svg.read_svg(data))
 
 
-def draw_order(prompt: str, strokes: Any, style: Any, background: bool, width: Any, steps: Any, seed: Any) -> DrawOrder:
-    """InputRefused: a value that cannot be used."""
-    config = SketchConfig(whole(strokes), style, bool(background), width, whole(steps), whole(seed))
+def draw_order(
+    prompt: str, strokes: Any, style: Any, background: bool, width: Any, steps: Any, seed: Any,
+    references: Sequence[Picture] = (), style_weight: float = SketchConfig.style_weight,
+) -> DrawOrder:  # fmt: skip
+    """references: pictures whose look the drawing takes. InputRefused: a value that cannot be used."""
+    config = SketchConfig(
+        whole(strokes), style, bool(background), width, whole(steps), whole(seed), style_weight=style_weight
+    )
     check_sketch(prompt, config)
     if config.strokes > MAX_STROKES:
         raise InputRefused(f"strokes is {config.strokes}; on this page at most {MAX_STROKES} are drawn.")
     _check_steps(config.steps)
-    return DrawOrder(prompt, config)
+    return DrawOrder(prompt, config, tuple(references))
 
 
 def change_order(
@@ -156,10 +163,12 @@ def change_order(
     return ChangeOrder(drawing, request, config)
 
 
-def order_of(recipe: dict[str, Any], drawing: Drawing | None) -> DrawOrder | ChangeOrder:
+def order_of(
+    recipe: dict[str, Any], drawing: Drawing | None, references: Sequence[Picture] = ()
+) -> DrawOrder | ChangeOrder:
     """What a recipe asks for. InputRefused: it is not one of a drawing, or its drawing is not here."""
     if recipe.get("kind") == "sketch":
-        return DrawOrder(*record.sketch_request(recipe))
+        return DrawOrder(*record.sketch_request(recipe), tuple(references))
     if drawing is None:
         raise InputRefused("The drawing that this one was made from is not in the history, so it cannot be repeated.")
     return ChangeOrder(drawing, *record.svg_request(recipe))
@@ -205,10 +214,10 @@ def run(
 
 
 def _drawn(prior: Prior, order: DrawOrder, model: dict[str, Any], on_step: Callable[[Any], bool]) -> Made:
-    result = sketch(order.prompt, prior, order.config, on_step)
+    result = sketch(order.prompt, prior, order.config, on_step, [each.tensor() for each in order.references])
     if not result.steps_done:
         raise Cancelled
-    recipe = record.sketch_recipe(order.prompt, order.config, result, model)
+    recipe = record.sketch_recipe(order.prompt, order.config, result, model, order.references)
     strokes = len(result.topology)
     what = ("shape" if order.config.style == "icon" else "stroke") + ("" if strokes == 1 else "s")
     gone = f"; {result.dropped} more did not matter and were left out" if result.dropped else ""
@@ -229,7 +238,7 @@ def _changed(prior: Prior, order: ChangeOrder, model: dict[str, Any], on_step: C
     count = len(drawing.document.shapes)
     parts = [("changed", len(result.changed)), ("removed", len(result.removed)), ("added", len(result.added))]
     said = ", ".join(f"{number} {what}" for what, number in parts if number) or "nothing changed"
-    lines = [f"{result.kept} of {count} shapes are kept byte for byte; {said}."]
+    lines = [f"Kept byte for byte: {result.kept} of {count} shapes; {said}."]
     if words := ", ".join(printable(word, 60) for word in result.look.words):
         lines.append(f"The place was found by: {words}.")
     lines += _ending(result.stopped, result.steps_done)

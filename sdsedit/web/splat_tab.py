@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import html
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,20 @@ from typing import Any
 from sdsedit.errors import InputRefused
 from sdsedit.guidance import MIN_STRENGTH
 from sdsedit.prior.load import builtin_path
+from sdsedit.request import MAX_STYLE_WEIGHT
 from sdsedit.splats.change import SplatConfig
-from sdsedit.web import image_work, splat_work
-from sdsedit.web.events import done, handler, news, on_press, path_of, place_to_serve, press_saved, waiting_line
+from sdsedit.web import image_work, looks, splat_work
+from sdsedit.web.events import (
+    done,
+    handler,
+    look_at,
+    news,
+    on_press,
+    path_of,
+    place_to_serve,
+    press_saved,
+    waiting_line,
+)
 from sdsedit.web.history import History
 from sdsedit.web.sessions import Sessions
 from sdsedit.web.settings import Settings
@@ -49,6 +61,10 @@ KINDS = [
 WHERE = [("At the new words", "new"), ("At words I choose", "words")]
 QUICK_VIEWS = 8  # from which a word that was pressed is looked for
 EMPTY = "Drop a scene, or take an example."
+LOOKS = (
+    "The words say what changes and where; these pictures say what it looks like there. Not needed. With Restyle as "
+    "the kind of change and no new words the whole scene takes the look."
+)
 READY = "Drag to look around. Press a word to see where it is in the scene."
 ON_CHIP = on_press("word", number=True)
 ON_EXAMPLE = on_press("example")
@@ -71,6 +87,7 @@ VIEWER = """
 </div>
 """
 SAVE = press_saved("splat-saved")
+LOOK = look_at("splat-viewer")
 _SCRIPT = Path(__file__).parent / "viewer" / "splats.js"
 
 
@@ -111,14 +128,21 @@ class SplatTab:
                 )
                 self.source = gr.Textbox(
                     label="What the scene shows", placeholder=EXAMPLES["still-life"][1], elem_id="splat-source",
-                    max_lines=3, info="Name everything in it: what has a name is told apart.",
+                    lines=2, max_lines=3, info="Name everything in it: what has a name is told apart.",
                 )  # fmt: skip
                 self.target = gr.Textbox(
                     label="What it should show", placeholder=EXAMPLES["still-life"][2], elem_id="splat-target",
-                    max_lines=3,
+                    lines=2, max_lines=3,
                 )  # fmt: skip
                 self.chips = gr.HTML(image_work.chips((), set()), js_on_load=ON_CHIP, elem_id="splat-chips")
                 self.where = gr.Radio(WHERE, value="new", label="Where to edit", elem_id="splat-where")
+                with gr.Accordion("Take the look of another picture", open=False, elem_id="splat-look-of"):
+                    gr.HTML(f'<p class="hint small">{LOOKS}</p>')
+                    self.looks = looks.Looks(self.settings, "splat-looks")
+                    self.style_weight = gr.Slider(
+                        0, MAX_STYLE_WEIGHT, value=usual.style_weight, step=0.5, label="How hard the look pulls",
+                        elem_id="splat-style-weight", info="1 is usual; 0 leaves the look out.",
+                    )  # fmt: skip
                 with gr.Accordion("More settings", open=False, elem_id="splat-more"):
                     self.kind = gr.Dropdown(KINDS, value="", label="Kind of change", elem_id="splat-kind")
                     self.steps = gr.Slider(
@@ -135,11 +159,11 @@ class SplatTab:
                     )  # fmt: skip
                     self.strength = gr.Slider(
                         MIN_STRENGTH, 3.0, value=1.0, step=0.1, label="Strength", elem_id="splat-strength",
-                        info="How large each step is: 1 suits the model, less is gentler.",
+                        info="1 is usual; less changes less, more changes more.",
                     )  # fmt: skip
                     self.seed = gr.Number(
                         0, precision=0, label="Seed", elem_id="splat-seed",
-                        info="One seed is one result; another, another.",
+                        info="The same number gives the same result; another one, another.",
                     )  # fmt: skip
                 with gr.Row():
                     self.run = gr.Button("Change", variant="primary", elem_id="splat-run", scale=2)
@@ -174,6 +198,8 @@ class SplatTab:
             gr.Number(usual.views, label="views", visible=False),
             gr.Number(usual.threshold, label="threshold", visible=False),
             gr.Number(0, label="seed", visible=False),
+            gr.File(label="references", file_count="multiple", visible=False),
+            gr.Number(usual.style_weight, label="style_weight", visible=False),
         ]
         self._api_file = gr.File(label="PLY", visible=False)
         self._api_info = gr.JSON(label="recipe", visible=False)
@@ -191,7 +217,8 @@ class SplatTab:
         latest: dict[str, Any] = {**model, "trigger_mode": "always_last"}
         texts = [self.source, self.target]
         settings = [
-            *texts, self.where, self.kind, self.strength, self.steps, self.views, self.threshold, self.seed
+            *texts, self.where, self.kind, self.strength, self.steps, self.views, self.threshold, self.seed,
+            self.looks.gallery, self.style_weight,
         ]  # fmt: skip
 
         dropped = self.file.upload(handler(self.take_file), [self.file, *texts], table, **quiet)
@@ -206,6 +233,8 @@ class SplatTab:
         for button, start in ((self.run, self.change), (self.look, self.show_place)):
             event = button.click(handler(start), settings, table, trigger_mode="once", **model)
             event.failure(handler(self.show_again), None, table, **quiet)
+            button.click(None, None, None, js=LOOK, **quiet)
+        self.chips.select(None, None, None, js=LOOK, **quiet)
         self.stop.click(handler(self.stop_running), None, self.stop, queue=False, **quiet)
         self.go_on.click(handler(self.continue_from), None, table, **quiet)
         self.undo.click(handler(self.take_back), None, table, **quiet)
@@ -346,18 +375,23 @@ class SplatTab:
         views: int = 16,
         threshold: float = 0.4,
         seed: int = 0,
+        references: list[str] | None = None,
+        style_weight: float = SplatConfig.style_weight,
     ) -> tuple[str, dict[str, Any]]:
         """Change a scene of Gaussian splats with words; what is not edited stays bit for bit.
 
         scene: a .ply or .spz file. source: what it shows. target: what it should show. words: whose place is edited,
         between commas; empty: the new ones. kind: recolour, restyle, replace, add or delete; empty: told from the
         words. strength: 0.1 to 10. steps: 1 to 600; 0: what suits the kind. views: 4 to 256. threshold: 0.05 to 0.95.
-        seed: 0 to 2^63 - 1.
+        seed: 0 to 2^63 - 1. references: up to 8 pictures whose look is taken. style_weight: how hard it pulls, 0 to 10.
         Gives a PLY with its recipe inside, and the recipe.
         """
         given = await asyncio.to_thread(splat_work.read_scene, scene or "", self.settings.max_upload)
         named = [word.strip() for word in (words or "").split(",") if word.strip()]
-        order = splat_work.scene_order(given, source, target, named, kind, strength, steps, views, threshold, seed)
+        taken = await asyncio.to_thread(looks.read, references, self.settings.max_pixels)
+        order = splat_work.scene_order(
+            given, source, target, named, kind, strength, steps, views, threshold, seed, taken, style_weight
+        )
         edited: Edited = await done(self.worker, self._submit(person, order))
         path = await asyncio.to_thread(lambda: self._file(edited.name(".ply"), splat_work.scene_bytes(edited, ".ply")))
         with suppress(InputRefused):  # the answer is there, whether the history takes it or not
@@ -368,7 +402,7 @@ class SplatTab:
 
     def _order(
         self, desk: SceneDesk, words: list[str] | None, source: str, target: str, where: str, kind: str, strength: Any,
-        steps: Any, views: Any, threshold: Any, seed: Any,
+        steps: Any, views: Any, threshold: Any, seed: Any, taken: Sequence[str] | None, style_weight: Any,
     ) -> SceneOrder:  # fmt: skip
         scene = desk.table.scene
         if scene is None:
@@ -378,7 +412,8 @@ class SplatTab:
             if not words:
                 raise InputRefused("No word is chosen: press the words whose place should change.")
         return splat_work.scene_order(
-            scene, source, target, words, kind, strength, steps, views, threshold, seed
+            scene, source, target, words, kind, strength, steps, views, threshold, seed, self.looks.read(taken),
+            style_weight,
         )  # fmt: skip
 
     def _submit(self, person: str, order: SceneOrder, only_find: bool = False) -> Job:
@@ -468,6 +503,7 @@ class SplatTab:
         scene = edited.order.scene
         before, after = (splat_work.picture(each, scene) for each in (scene.splats, edited.result.splats))
         inputs = {"input": scene.path} if scene.path.is_file() else {}
+        inputs |= image_work.references_kept(edited.order.references, self.settings.folder / secrets.token_hex(16))
         self.history.add("splats", path, before, after, edited.recipe, inputs)
 
     def _edited(self, person: str) -> Edited:

@@ -6,7 +6,7 @@ import hashlib
 import html
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from sdsedit.errors import InputRefused, printable
 from sdsedit.io import images, record, splats
+from sdsedit.io.images import Picture
 from sdsedit.io.splats import Splats
 from sdsedit.prior.base import Prior
 from sdsedit.request import Edit
@@ -56,6 +57,7 @@ class SceneOrder:
     scene: SceneFile
     request: Edit
     config: SplatConfig
+    references: tuple[Picture, ...] = ()  # the request's, whose look is taken
 
 
 @dataclass(frozen=True)
@@ -144,10 +146,14 @@ def read_scene(path: str | Path, max_bytes: int) -> SceneFile:
 
 def scene_order(
     scene: SceneFile, source: str, target: str, words: Sequence[str] | None, kind: Any, strength: Any, steps: Any,
-    views: Any, threshold: Any, seed: Any,
+    views: Any, threshold: Any, seed: Any, references: Sequence[Picture] = (),
+    style_weight: float = SplatConfig.style_weight,
 ) -> SceneOrder:  # fmt: skip
-    """InputRefused: a value that cannot be used."""
-    request = Edit(target=target, source=source or None, words=tuple(words) if words else None)
+    """references: pictures whose look the change takes. InputRefused: a value that cannot be used."""
+    request = Edit(
+        target=target, source=source or None, words=tuple(words) if words else None,
+        references=tuple(each.tensor() for each in references),
+    )  # fmt: skip
     config = SplatConfig(
         kind=kind or None,
         steps=whole(steps) or None,
@@ -156,19 +162,22 @@ def scene_order(
         views=whole(views),
         threshold=threshold,
         up=scene.up,
+        style_weight=style_weight,
     )
     check(request, config)
     _check_steps(config)
-    return SceneOrder(scene, request, config)
+    return SceneOrder(scene, request, config, tuple(references))
 
 
-def order_of(recipe: dict[str, Any], scene: SceneFile | None) -> SceneOrder:
+def order_of(recipe: dict[str, Any], scene: SceneFile | None, references: Sequence[Picture] = ()) -> SceneOrder:
     """What a recipe asks for. InputRefused: it is of something else, or its scene or cameras are not here."""
     if scene is None:
         raise InputRefused("The scene that this one was made from is not in the history, so it cannot be repeated.")
     if recipe.get("cameras"):
         raise InputRefused("This scene was edited with cameras of its own: repeat it with sdsedit replay.")
-    return SceneOrder(scene, *record.splats_request(recipe))
+    request, config = record.splats_request(recipe)
+    request = replace(request, references=tuple(each.tensor() for each in references))
+    return SceneOrder(scene, request, config, tuple(references))
 
 
 def _check_steps(config: SplatConfig) -> None:
@@ -195,7 +204,7 @@ def run(
     if not result.steps_done and result.stopped:
         raise Cancelled
     recipe = record.splats_recipe(
-        order.scene.name, order.scene.sha256, None, order.request, order.config, result, model
+        order.scene.name, order.scene.sha256, None, order.request, order.config, result, model, order.references
     )
     return Edited(order, result, recipe, tuple(_said(order, result)))
 

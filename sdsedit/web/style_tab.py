@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import html
-import io
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, suppress
@@ -13,19 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from sdsedit.errors import InputRefused
 from sdsedit.io import images
 from sdsedit.io.images import Picture
-from sdsedit.prior.load import builtin_path
-from sdsedit.web import image_tab, image_work, style_work
+from sdsedit.request import MAX_REFERENCES
+from sdsedit.web import image_tab, image_work, looks, style_work
 from sdsedit.web.events import (
     done,
     handler,
     look_at,
     news,
-    on_press,
     path_of,
     place_to_serve,
     press_saved,
@@ -35,28 +29,25 @@ from sdsedit.web.history import History
 from sdsedit.web.image_work import Progress
 from sdsedit.web.sessions import Sessions
 from sdsedit.web.settings import Settings
-from sdsedit.web.style_work import MAX_SIDE, MIN_SIDE, Styled, StyleDesk, StyleOrder
+from sdsedit.web.style_work import MAX_SIDE, MIN_SIDE, PARTS, Styled, StyleDesk, StyleOrder
 from sdsedit.web.worker import Job, Worker
 
 MODES = [("Restyle a picture", "transfer"), ("Draw words", "words"), ("Make a texture", "texture")]
 RUN = {"transfer": "Restyle", "words": "Draw", "texture": "Make"}
 EMPTY = "Choose a picture whose look you want, and what should get it."
+PAINTING = (
+    "To restyle a picture: paint a part of it orange to give it the first of these looks, blue for the second, then "
+    "green, yellow, violet, turquoise and pink. What is not painted takes the look above. Nothing painted: all are "
+    "mixed everywhere."
+)
 READY = {
     "transfer": "Press Restyle: the picture keeps its layout and takes the look.",
     "words": "Say what to draw, then press Draw.",
     "texture": "Press Make: the texture goes on without a seam when laid side by side.",
 }
-THUMBNAIL = 112  # pixels
-ORDER = ("mosaic", "stained_glass", "brushwork", "pebbles", "leaves", "watercolour", "scales", "dots")
-ON_EXAMPLE = on_press("example", number=True)
+ON_EXAMPLE = looks.ON_EXAMPLE
 SAVE = press_saved("style-saved")
 LOOK = look_at("style-stage")
-
-
-def examples() -> list[Path]:
-    """The example looks that are here."""
-    folder = builtin_path().parent / "styles"
-    return [folder / f"{name}.png" for name in ORDER if (folder / f"{name}.png").is_file()]
 
 
 class StyleTab:
@@ -85,7 +76,8 @@ class StyleTab:
             return widget
 
         def thumbnails(paths: list[Path], label: str, id: str) -> Any:
-            return gr.HTML(_buttons(paths, label), js_on_load=ON_EXAMPLE, elem_id=id, visible=bool(paths))
+            return gr.HTML(looks.thumbnails(paths, label), js_on_load=ON_EXAMPLE, elem_id=id,
+                           visible=bool(paths))  # fmt: skip
 
         with gr.Row(elem_classes="columns"):
             with gr.Column(scale=4, min_width=300):
@@ -93,7 +85,7 @@ class StyleTab:
                 with gr.Row():
                     with gr.Column(min_width=180):
                         self.reference = picture("The look", "style-reference", 200)
-                        self.looks = thumbnails(examples(), "Example looks", "style-looks")
+                        self.looks = thumbnails(looks.examples(), "Example looks", "style-looks")
                     with gr.Column(min_width=180, elem_id="style-transfer") as self.transfer:
                         self.content = picture("The picture that gets it", "style-content", 200)
                         self.contents = thumbnails(image_tab.examples(), "Example pictures", "style-contents")
@@ -108,11 +100,30 @@ class StyleTab:
                     self.height = gr.Slider(
                         MIN_SIDE, MAX_SIDE, value=256, step=16, label="Height in pixels", elem_id="style-height"
                     )
+                with gr.Accordion("More looks, mixed with the first", open=False, elem_id="style-mix"):
+                    self.more = looks.Looks(self.settings, "style-more-looks", MAX_REFERENCES - 1)
+                    with gr.Column(visible=False) as self.parting:
+                        gr.HTML(f'<p class="hint small">{PAINTING}</p>')
+                        colours: list[str | tuple[str, float]] = [
+                            "#{:02x}{:02x}{:02x}".format(*colour) for _, colour in PARTS
+                        ]
+                        self.parts = gr.ImageEditor(
+                            label="Which part takes which look (not needed)", type="numpy", image_mode="RGBA",
+                            format="png", sources=[], transforms=[], layers=False, height=400, buttons=[],
+                            canvas_size=(image_tab.PAINTING, image_tab.PAINTING), elem_id="style-parts",
+                            brush=gr.Brush(
+                                default_size=60, colors=colours, default_color=colours[0], color_mode="fixed"
+                            ),
+                            eraser=gr.Eraser(default_size=60),
+                        )  # fmt: skip
                 with gr.Accordion("More settings", open=False, elem_id="style-more"):
-                    self.second = picture("A second look, mixed with the first (not needed)", "style-second", 160)
                     self.keep = gr.Slider(
                         0, 1, value=0, step=0.05, label="How firmly the layout is kept", elem_id="style-keep",
                         info="0 is what suits the model; small values let the look rule.",
+                    )  # fmt: skip
+                    self.scale = gr.Slider(
+                        0, 30, value=0, step=0.5, label="How firmly the words are followed", elem_id="style-scale",
+                        info="0 is what suits the model; from 1 on, the more the firmer.", visible=False,
                     )  # fmt: skip
                     self.steps = gr.Slider(
                         0, 200, value=0, step=5, label="Steps", elem_id="style-steps",
@@ -120,7 +131,7 @@ class StyleTab:
                     )  # fmt: skip
                     self.seed = gr.Number(
                         0, precision=0, label="Seed", elem_id="style-seed",
-                        info="One seed is one result; another, another.",
+                        info="The same number gives the same result; another one, another.",
                     )  # fmt: skip
                 self.run = gr.Button("Restyle", variant="primary", elem_id="style-run")
             with gr.Column(scale=5, min_width=320):
@@ -151,6 +162,10 @@ class StyleTab:
             gr.Number(-1, label="keep", visible=False),
             gr.Number(0, label="steps", visible=False),
             gr.Number(0, label="seed", visible=False),
+            gr.Number(0, label="scale", visible=False),
+            gr.File(label="more_references", file_count="multiple", visible=False),
+            gr.File(label="regions", visible=False),
+            gr.File(label="reference_regions", file_count="multiple", visible=False),
         ]
         self._api_file = gr.File(label="PNG", visible=False)
         self._api_info = gr.JSON(label="recipe", visible=False)
@@ -160,25 +175,24 @@ class StyleTab:
 
     def _wire(self) -> None:
         self.table = table = [
-            self.mode, self.reference, self.second, self.content, self.transfer, self.wording, self.texture,
-            self.prompt, self.stage, self.slider, self.stop, self.notes, self.save, self.go_on, self.to_image,
-            self.undo, self.run,
+            self.mode, self.reference, self.content, self.transfer, self.wording, self.texture, self.prompt,
+            self.parting, self.parts, self.keep, self.scale, self.stage, self.slider, self.stop, self.notes, self.save,
+            self.go_on, self.to_image, self.undo, self.run,
         ]  # fmt: skip
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         model: dict[str, Any] = {**quiet, "concurrency_id": "model", "concurrency_limit": None}
         self.mode.input(handler(self.show_mode), [self.mode, self.prompt], table, **quiet)
-        for widget, take in (
-            (self.reference, self.take_reference), (self.second, self.take_second), (self.content, self.take_content)
-        ):  # fmt: skip
+        for widget, take in ((self.reference, self.take_reference), (self.content, self.take_content)):
             dropped = widget.upload(handler(take), [widget, self.prompt], table, **quiet)
             dropped.failure(handler(self.show_again), None, table, **quiet)
-        for widget, clear in (
-            (self.reference, self.clear_reference), (self.second, self.clear_second), (self.content, self.clear_content)
-        ):  # fmt: skip
+        for widget, clear in ((self.reference, self.clear_reference), (self.content, self.clear_content)):
             widget.clear(handler(clear), self.prompt, table, **quiet)
         self.looks.select(handler(self.take_look, event=True), self.prompt, table, **quiet)
         self.contents.select(handler(self.take_example, event=True), self.prompt, table, **quiet)
-        settings = [self.mode, self.prompt, self.width, self.height, self.keep, self.steps, self.seed]
+        settings = [
+            self.mode, self.prompt, self.width, self.height, self.keep, self.steps, self.seed, self.scale,
+            self.more.gallery, self.parts,
+        ]  # fmt: skip
         for start in (self.run.click, self.prompt.submit):
             event = start(handler(self.start), settings, table, trigger_mode="once", **model)
             event.failure(handler(self.show_again), None, table, **quiet)
@@ -215,13 +229,10 @@ class StyleTab:
         desk = self.desks.of(person)
         if mode in style_work.MODES and mode != desk.table.mode:
             desk.turn(replace(desk.table, mode=mode, prompt=prompt, made=None))
-        return self._show(desk, {self.mode, self.prompt})
+        return self._show(desk, {self.mode, self.prompt, self.parts})
 
     def take_reference(self, person: str, path: str | None, prompt: str) -> dict[Any, Any]:
         return self._take(person, "reference", path, prompt)
-
-    def take_second(self, person: str, path: str | None, prompt: str) -> dict[Any, Any]:
-        return self._take(person, "second", path, prompt)
 
     def take_content(self, person: str, path: str | None, prompt: str) -> dict[Any, Any]:
         return self._take(person, "content", path, prompt)
@@ -229,14 +240,11 @@ class StyleTab:
     def clear_reference(self, person: str, prompt: str) -> dict[Any, Any]:
         return self._lay(person, "reference", None, prompt)
 
-    def clear_second(self, person: str, prompt: str) -> dict[Any, Any]:
-        return self._lay(person, "second", None, prompt)
-
     def clear_content(self, person: str, prompt: str) -> dict[Any, Any]:
         return self._lay(person, "content", None, prompt)
 
     def take_look(self, person: str, said: dict[str, Any], prompt: str) -> dict[Any, Any]:
-        return self._lay(person, "reference", self._example(examples(), said), prompt, but=False)
+        return self._lay(person, "reference", self._example(looks.examples(), said), prompt, but=False)
 
     def take_example(self, person: str, said: dict[str, Any], prompt: str) -> dict[Any, Any]:
         return self._lay(person, "content", self._example(image_tab.examples(), said), prompt, but=False)
@@ -273,7 +281,7 @@ class StyleTab:
 
     def show_again(self, person: str) -> dict[Any, Any]:
         """After a refusal: what was there before, with nothing running."""
-        return self._show(self.desks.of(person), {self.mode, self.prompt})
+        return self._show(self.desks.of(person), {self.mode, self.prompt, self.parts})
 
     def write_png(self, person: str) -> str:
         made = self._made(person)
@@ -297,13 +305,20 @@ class StyleTab:
         keep: float = -1,
         steps: int = 0,
         seed: int = 0,
+        scale: float = 0,
+        more_references: list[str] | None = None,
+        regions: str | None = None,
+        reference_regions: list[str] | None = None,
     ) -> tuple[str, dict[str, Any]]:
         """Give a picture, words or a texture the look of another picture.
 
         reference: whose look is wanted. Then one of: content, a picture that keeps its layout; prompt, what to draw;
-        texture, a width and a height in pixels such as 256x256. second_reference: a look mixed with the first. keep:
-        how firmly the layout is kept, 0 to 10; -1 is what suits the model. steps: 1 to 1000; 0 is what suits the model.
-        seed: 0 to 2^63 - 1. Gives a PNG with its recipe inside, and the recipe.
+        texture, a width and a height in pixels such as 256x256. second_reference, more_references: looks mixed with the
+        first, 8 in all. keep: how firmly the layout is kept, 0 to 10; -1 is what suits the model. steps: 1 to 1000; 0
+        is what suits the model. seed: 0 to 2^63 - 1. scale: how firmly the prompt is followed, 1 to 30; 0 is what suits
+        the model. regions: the content painted in flat colours; reference_regions: the same of every reference, in
+        their order; a colour takes its look from where a reference has it. Gives a PNG with its recipe inside, and the
+        recipe.
         """
         if sum(map(bool, (content, prompt, texture))) != 1:
             raise InputRefused("Say one of: a content picture, a prompt, or the size of a texture.")
@@ -311,13 +326,18 @@ class StyleTab:
         if len(sides) != 2 or not all(side.isascii() and side.isdigit() and len(side) < 6 for side in sides):
             raise InputRefused("The texture must be a width and a height in pixels, such as 256x256.")
         mode = "transfer" if content else "words" if prompt else "texture"
-        read = [
-            None if not path else await asyncio.to_thread(image_work.read_input, path, self.settings.max_pixels)
-            for path in (reference, second_reference, content)
-        ]
-        order = style_work.make_order(
-            mode, read[:2], read[2], prompt, int(sides[0]), int(sides[1]), None if keep == -1 else keep, steps, seed
-        )
+        every = [path for path in (reference, second_reference, *(more_references or ())) if path]
+
+        def prepare() -> StyleOrder:
+            most = self.settings.max_pixels
+            parts = looks.read(reference_regions, most)
+            return style_work.make_order(
+                mode, looks.read(every, most), image_work.read_input(content, most) if content else None, prompt,
+                int(sides[0]), int(sides[1]), None if keep == -1 else keep, steps, seed, scale or None,
+                image_work.read_input(regions, most) if regions else None, parts,
+            )  # fmt: skip
+
+        order = await asyncio.to_thread(prepare)
         made: Styled = await done(self.worker, self._submit(person, order))
         path = self._file(made.name, style_work.png_of(made))
         with suppress(InputRefused):  # the answer is there, whether the history takes it or not
@@ -339,13 +359,10 @@ class StyleTab:
         """Lay a picture on the table; the widget that it came by shows it already."""
         desk = self.desks.of(person)
         table = replace(desk.table, prompt=prompt, made=None)
-        first, second = table.references
-        if what == "content":
-            table = replace(table, content=picture)
-        else:
-            table = replace(table, references=(picture, second) if what == "reference" else (first, picture))
-        desk.put(table)
-        return self._show(desk, {getattr(self, what), self.prompt} if but else {self.prompt})
+        is_content = what == "content"
+        desk.put(replace(table, content=picture) if is_content else replace(table, reference=picture))
+        same = {self.prompt} if is_content else {self.prompt, self.parts}
+        return self._show(desk, {getattr(self, what), *same} if but else same)
 
     def _submit(self, person: str, order: StyleOrder) -> Job:
         def run(prior: Any, job: Job) -> Styled:
@@ -364,11 +381,21 @@ class StyleTab:
         import gradio as gr
 
         desk = self.desks.of(person)
-        mode, prompt, width, height, keep, steps, seed = settings
+        mode, prompt, width, height, keep, steps, seed, scale, more, painted = settings
         table = replace(desk.table, mode=mode, prompt=prompt, made=None)
-        order = style_work.make_order(
-            mode, table.references, table.content, prompt, width, height, keep or None, steps, seed
-        )
+
+        def prepare() -> StyleOrder:
+            references = () if table.reference is None else (table.reference, *self.more.read(more))
+            regions, of_each = None, ()
+            if mode == "transfer" and table.content is not None and references:
+                layers = (painted or {}).get("layers") or []
+                regions, of_each = style_work.painted_parts(layers, table.content, references)
+            return style_work.make_order(
+                mode, references, table.content, prompt, width, height, keep or None, steps, seed, scale or None,
+                regions, of_each,
+            )  # fmt: skip
+
+        order = await asyncio.to_thread(prepare)
         last = (order.references[0] if order.content is None else order.content).rgb
         job = self._submit(person, order)
         first = {
@@ -396,7 +423,7 @@ class StyleTab:
                 first = {}
         made: Styled = job.result(0)
         desk.put(replace(table, made=made))
-        yield self._show(desk, {self.mode, self.prompt, self.reference, self.second, self.content})
+        yield self._show(desk, {self.mode, self.prompt, self.reference, self.content, self.parts})
         path = await asyncio.to_thread(self._file, made.name, style_work.png_of(made))
         await asyncio.to_thread(self._remember, made, Path(path))
 
@@ -421,7 +448,7 @@ class StyleTab:
 
         table = desk.table
         made, mode = table.made, table.mode
-        complete = table.references[0] is not None and (mode != "transfer" or table.content is not None)
+        complete = table.reference is not None and (mode != "transfer" or table.content is not None)
         stage = gr.update(visible=True, value=image_work.message(READY[mode] if complete else EMPTY))
         pair = None
         if made is not None and made.order.content is not None:
@@ -431,13 +458,16 @@ class StyleTab:
         there = made is not None
         updates: dict[Any, Any] = {
             self.mode: mode,
-            self.reference: _shown(table.references[0]),
-            self.second: _shown(table.references[1]),
+            self.reference: _shown(table.reference),
             self.content: _shown(table.content),
             self.transfer: gr.update(visible=mode == "transfer"),
             self.wording: gr.update(visible=mode == "words"),
             self.texture: gr.update(visible=mode == "texture"),
             self.prompt: table.prompt,
+            self.parting: gr.update(visible=table.content is not None),  # sent with `parts` alone: it bears no hiding
+            self.parts: _canvas(table.content),
+            self.keep: gr.update(visible=mode == "transfer"),
+            self.scale: gr.update(visible=mode == "words"),
             self.stage: stage,
             self.slider: gr.update(visible=pair is not None, value=pair),
             self.stop: gr.update(visible=False),
@@ -448,7 +478,8 @@ class StyleTab:
             self.undo: gr.update(visible=len(desk.tables) > 1),
             self.run: gr.update(interactive=True, value=RUN[mode]),
         }
-        return {widget: update for widget, update in updates.items() if widget not in (but or ())}
+        left = {*(but or ()), *({self.parting} if self.parts in (but or ()) else ())}
+        return {widget: update for widget, update in updates.items() if widget not in left}
 
     def _file(self, name: str, data: bytes) -> str:
         """A file that Gradio may serve, in a folder that nobody can guess."""
@@ -457,22 +488,12 @@ class StyleTab:
         return str(path)
 
 
-def _buttons(paths: list[Path], label: str) -> str:
-    """Pictures to press."""
-    made = []
-    for k, path in enumerate(paths):
-        buffer = io.BytesIO()
-        with Image.open(path) as opened:
-            small = opened.convert("RGB")
-            small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-            small.save(buffer, "WEBP", quality=85)
-        data, name = base64.b64encode(buffer.getvalue()).decode("ascii"), html.escape(path.stem.replace("_", " "))
-        made.append(
-            f'<button type="button" data-example="{k}" aria-label="Example: {name}" title="{name}">'
-            f'<img alt="" src="data:image/webp;base64,{data}"></button>'
-        )
-    return f'<div class="thumbs" role="group" aria-label="{html.escape(label)}">{"".join(made)}</div>'
-
-
 def _shown(picture: Picture | None) -> Any:
     return None if picture is None else image_work.view(picture.rgb)
+
+
+def _canvas(content: Picture | None) -> Any:
+    """A picture to paint parts on."""
+    if content is None:
+        return None
+    return {"background": image_work.canvas(content.rgb, image_tab.PAINTING), "layers": [], "composite": None}

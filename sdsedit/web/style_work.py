@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from PIL import Image
 
 from sdsedit.errors import InputRefused, printable
 from sdsedit.io import images, record
@@ -18,7 +20,7 @@ from sdsedit.io.record_style import style_recipe, style_request
 from sdsedit.prior.base import Prior
 from sdsedit.request import check_number, check_whole
 from sdsedit.style import MAX_CONTENT_WEIGHT, StyleConfig, StyleRequest, StyleStep, check_style, style
-from sdsedit.web.image_work import PREVIEW_EVERY, Progress, whole
+from sdsedit.web.image_work import PREVIEW_EVERY, Progress, references_kept, whole
 from sdsedit.web.worker import Cancelled
 
 Mode = Literal["transfer", "words", "texture"]
@@ -26,6 +28,10 @@ MODES: tuple[Mode, ...] = ("transfer", "words", "texture")
 UNDO = 12  # steps back
 MAX_STEPS = 1000  # what one person may ask of a machine that others share
 MIN_SIDE, MAX_SIDE = 64, 1024  # pixels, of a texture on this page
+PARTS = (  # what a part of a picture is painted with to take the second look, the third, ...
+    ("Orange", (255, 90, 54)), ("Blue", (47, 111, 237)), ("Green", (47, 158, 97)), ("Yellow", (242, 194, 48)),
+    ("Violet", (142, 78, 198)), ("Turquoise", (31, 182, 201)), ("Pink", (224, 82, 156)),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,8 @@ class StyleOrder:
     prompt: str | None
     texture: tuple[int, int] | None  # (H, W)
     config: StyleConfig
+    regions: Picture | None = None  # of the content
+    reference_regions: tuple[Picture, ...] = ()
 
     def request(self) -> StyleRequest:
         return StyleRequest(
@@ -44,12 +52,15 @@ class StyleOrder:
             None if self.content is None else self.content.tensor(),
             self.prompt,
             self.texture,
+            None if self.regions is None else self.regions.numbers(),
+            tuple(picture.numbers() for picture in self.reference_regions),
         )
 
     @property
     def said(self) -> str:
         """What it is, in a few words."""
-        look = Path(self.references[0].name).stem
+        *others, last = (Path(picture.name).stem for picture in self.references)
+        look = f"{', '.join(others)} and {last}" if others else last
         if self.content is not None:
             return f"{Path(self.content.name).stem} in the look of {look}"
         return f"{self.prompt} in the look of {look}" if self.prompt is not None else f"a texture of {look}"
@@ -76,14 +87,14 @@ class StyleTable:
     """What a person has in front of them."""
 
     mode: Mode = "transfer"
-    references: tuple[Picture | None, Picture | None] = (None, None)
+    reference: Picture | None = None  # the first; the others are on the page alone
     content: Picture | None = None
     prompt: str = ""
     made: Styled | None = None
 
     @property
     def empty(self) -> bool:
-        return not any((*self.references, self.content, self.made))
+        return not any((self.reference, self.content, self.made))
 
 
 @dataclass
@@ -116,10 +127,11 @@ class StyleDesk:
 
 def make_order(
     mode: str, references: Sequence[Picture | None], content: Picture | None, prompt: str, width: Any, height: Any,
-    keep: Any, steps: Any, seed: Any,
+    keep: Any, steps: Any, seed: Any, scale: Any = None, regions: Picture | None = None,
+    reference_regions: Sequence[Picture] = (),
 ) -> StyleOrder:  # fmt: skip
-    """What somebody wants, checked as far as it can be without the model. keep: the content's weight; None, and steps
-    0: what suits the model. InputRefused."""
+    """What somebody wants, checked as far as it can be without the model. keep: the content's weight; scale: how firmly
+    the prompt is followed; None, and steps 0: what suits the model. InputRefused."""
     if mode not in MODES:
         raise InputRefused(f"mode is {printable(str(mode), 40)}; it must be one of {', '.join(MODES)}.")
     given = tuple(picture for picture in references if picture is not None)
@@ -138,22 +150,63 @@ def make_order(
     config = StyleConfig(
         steps=whole(steps) or None,
         content_weight=None if keep is None or mode != "transfer" else float(keep),
+        scale=None if scale is None or mode != "words" else scale,
         seed=whole(seed),
     )
     content = content if mode == "transfer" else None
-    order = StyleOrder(given, content, prompt if mode == "words" else None, texture, config)
+    order = StyleOrder(
+        given, content, prompt if mode == "words" else None, texture, config, regions, tuple(reference_regions)
+    )
     check_style(order.request(), config)
     return order
 
 
-def order_of(recipe: dict[str, Any], content: Picture | None, references: Sequence[Picture]) -> StyleOrder:
+def painted_parts(
+    layers: Sequence[np.ndarray],  # [h, w, 4] uint8 each, on a view of the content that may be larger or smaller
+    content: Picture,
+    references: Sequence[Picture],
+) -> tuple[Picture | None, tuple[Picture, ...]]:
+    """Which part of the content takes the look of which reference, as pictures of regions: of the content, and of each
+    reference, which is one region all over. What is not painted is the first reference's, the k-th colour of PARTS the
+    (k + 2)-th's. Nothing painted: no regions, all are mixed. InputRefused: a colour stands for no reference."""
+    width, height = content.size
+    part = np.zeros((height, width), np.uint8)
+    palette = np.array([colour for _, colour in PARTS], np.float32)
+    for layer in layers:
+        if layer.ndim == 3 and layer.shape[2] == 4:
+            near = ((layer[..., None, :3].astype(np.float32) - palette) ** 2).sum(-1).argmin(-1) + 1
+            near = np.where(layer[..., 3] >= 128, near, 0).astype(np.uint8)
+            near = np.asarray(Image.fromarray(near).resize((width, height), Image.Resampling.NEAREST))
+            part = np.where(near > 0, near, part)
+    if not part.any():
+        return None, ()
+    if (most := int(part.max())) >= len(references):
+        there = "is 1 look" if len(references) == 1 else f"are {len(references)} looks"
+        raise InputRefused(f"{PARTS[most - 1][0]} is for look {most + 1}, and there {there}: add one, or erase it.")
+    colours = np.concatenate([np.full((1, 3), 255, np.uint8), palette.astype(np.uint8)])
+    flat = [_flat(f"parts-{k}.png", np.full((p.size[1], p.size[0]), k, np.uint8), colours)
+            for k, p in enumerate(references)]  # fmt: skip
+    return _flat("parts.png", part, colours), tuple(flat)
+
+
+def _flat(name: str, part: np.ndarray, colours: np.ndarray) -> Picture:
+    """A picture of regions as it would be read from a file."""
+    rgb = colours[part]
+    return Picture(name, hashlib.sha256(images.encode_png(rgb)).hexdigest(), "PNG", rgb, None, None, ())
+
+
+def order_of(
+    recipe: dict[str, Any], content: Picture | None, references: Sequence[Picture], regions: Picture | None = None,
+    reference_regions: Sequence[Picture] = (),
+) -> StyleOrder:  # fmt: skip
     """What a recipe asks for. InputRefused: it is not one of a style, or its pictures are not here."""
     asked = style_request(recipe)
-    if asked.regions is not None:
-        raise InputRefused("This one was made with regions, which the page does not read: use sdsedit replay.")
-    if len(references) != len(asked.references) or (content is None) != (asked.content is None):
+    here = (len(references), content is None, regions is None, len(reference_regions))
+    if here != (len(asked.references), asked.content is None, asked.regions is None, len(asked.reference_regions)):
         raise InputRefused("The pictures that this one was made from are not in the history: it cannot be repeated.")
-    return StyleOrder(tuple(references), content, asked.prompt, asked.texture, asked.config)
+    return StyleOrder(
+        tuple(references), content, asked.prompt, asked.texture, asked.config, regions, tuple(reference_regions)
+    )
 
 
 # ---- the work
@@ -183,14 +236,14 @@ def run(
     if not result.steps_done:
         raise Cancelled
     recipe = style_recipe(
-        order.content, order.references, None, (), order.request(), order.config, result, model,
-        {"making": result.seconds},
+        order.content, order.references, order.regions, order.reference_regions, order.request(), order.config, result,
+        model, {"making": result.seconds},
     )  # fmt: skip
     before, after = result.history[0]["style"], result.history[-1]["style"]
     closer = round(100 * (1 - after / before)) if before > 0 else 0
     lines = [f"{order.said[:1].upper()}{order.said[1:]}."]
     if closer > 0:
-        lines.append(f"To the model's attention it is {closer} % closer to the reference than after the first step.")
+        lines.append(f"By the model's own measure it is {closer} % closer to the look than after the first step.")
     if result.stopped == "cancelled":
         steps = f"{result.steps_done} {'step' if result.steps_done == 1 else 'steps'}"
         lines.append(f"Stopped after {steps}; this is what was there.")
@@ -212,15 +265,18 @@ def png_of(made: Styled) -> bytes:
 
 def inputs_of(order: StyleOrder, folder: Path) -> dict[str, Path]:
     """What a replay needs, written as PNG into `folder`, by what the history calls it."""
-    pictures = {f"reference {k}": picture for k, picture in enumerate(order.references, 1)}
+    pictures: dict[str, Picture] = {}
     if order.content is not None:
         pictures["input"] = order.content
+    if order.regions is not None:
+        pictures["regions"] = order.regions
+    pictures |= {f"regions {k}": picture for k, picture in enumerate(order.reference_regions, 1)}
     paths = {}
     for what, picture in pictures.items():
         (folder / what).mkdir(parents=True)
         paths[what] = folder / what / f"{Path(picture.name).stem}.png"
         paths[what].write_bytes(images.encode_png(picture.rgb, picture.alpha, picture.icc))
-    return paths
+    return {**paths, **references_kept(order.references, folder)}
 
 
 def summary(made: Styled) -> str:

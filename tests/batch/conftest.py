@@ -45,6 +45,26 @@ def write(here: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
+def toys(here: Path, tiny_pipeline: Callable[[str], Any]) -> Path:
+    """The same folder, with what is added to a tiny model: toy.safetensors, a LoRA, and zog.safetensors, a word; and
+    halves.png, a picture of two regions for a.png to d.png."""
+    import torch
+    from safetensors.torch import save_file
+
+    layer = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    rows, columns = tiny_pipeline("builtin_like").unet.get_submodule(layer).weight.shape
+    generator = torch.Generator().manual_seed(0)
+    halves = {f"unet.{layer}.lora_A.weight": (2, columns), f"unet.{layer}.lora_B.weight": (rows, 2)}
+    save_file({name: torch.randn(*size, generator=generator) for name, size in halves.items()},
+              here / "toy.safetensors")  # fmt: skip
+    save_file({"zog": torch.randn(2, 16, generator=generator)}, here / "zog.safetensors")
+    pixels = np.zeros((32, 48, 3), np.uint8)
+    pixels[:, 24:] = 255
+    Image.fromarray(pixels).save(here / "halves.png")
+    return here
+
+
+@pytest.fixture
 def planned(here: Path, write: Callable[..., Path]) -> Callable[..., list[Planned]]:
     """planned(3, key="x"): jobs job-0 to job-2 of one model, as if their files had been read."""
 

@@ -23,7 +23,7 @@ def test_everything_happens_and_nothing_is_lost(home: Path, builtin_folder: Path
     plan = Plan(stops=(0.45,), fill=0.2, ray=False, pause=(0.2, 0.5), most=1, full_for=1.5, megabytes=16)
     story, outcome = chaos(home / "run", 20, str(builtin_folder), plan, scenes=False)
     assert not outcome.faults, outcome.faults
-    assert outcome.jobs == 20 and set(outcome.kinds) == {"image", "sketch", "svg"}
+    assert outcome.jobs == 20 and set(outcome.kinds) == {"image", "sketch", "svg", "style"}
     assert outcome.second_try == {"done": 19, "failed": 1} and "wrong" in outcome.reasons
     assert story.count("killed") >= 1 and story.count("stopped") == 1 and story.stops[0][1] == 143
     assert (story.count("full") == 1 and story.free_left == 0) or story.left_out

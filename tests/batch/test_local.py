@@ -230,6 +230,86 @@ def test_a_stop_loses_nothing_and_a_resumed_run_ends_the_same(
     whole(store, tmp_path / "out")
 
 
+def test_how_a_model_is_loaded_and_looks_reach_the_result_and_its_replay(
+    write: Write, begin: Callable[..., Any], toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = write(
+        {"id": "plain", "input": "a.png"}, {"id": "half", "input": "a.png", "lora": "toy.safetensors:0.5"},
+        {"id": "whole", "input": "a.png", "lora": "toy.safetensors"}, {"id": "again", "input": "a.png"},
+        {"id": "word", "input": "a.png", "embedding": "zog.safetensors", "target": "a zog"},
+        {"id": "look", "input": "a.png", "references": "b.png"},
+        {"id": "regions", "kind": "style", "input": "a.png", "references": "b.png", "content_regions": "halves.png",
+         "reference_regions": "halves.png", "steps": 2, "lora": "toy.safetensors:0.5"},
+    )  # fmt: skip
+    store, options = begin(path, attention="math")
+    here_and_now(store, options)
+    states = {entry.id: entry for entry in store.entries()}
+    assert all(entry.state == "done" for entry in states.values()), [entry.reason for entry in states.values()]
+    order = [note.id for _, note in store.journal() if note.what == "began"]
+    assert order == ["plain", "again", "look", "half", "regions", "whole", "word"]  # jobs of one loaded model, together
+    made = {name: file_sha256(tmp_path / "out" / f"{name}.png") for name in states}
+    assert made["plain"] == made["again"] and len(set(made.values())) == 6
+    recipe = json.loads((tmp_path / "out" / "half.json").read_text())
+    toy = {"name": "toy.safetensors", "sha256": file_sha256(toys / "toy.safetensors"), "scale": 0.5}
+    assert recipe["model"]["options"] == {"lora": [toy], "attention": "math"}
+    assert recipe["model"]["adapted"] == ["lora toy.safetensors:0.5"]
+    store.close()
+    for name in ("half", "word", "look", "regions"):
+        assert main(["replay", str(tmp_path / "out" / f"{name}.png"), "--device", "cpu"]) == errors.OK
+        said = capsys.readouterr().out
+        assert "Compared: the same, " in said and "Differs" not in said, said
+    data = (toys / "toy.safetensors").read_bytes()
+    (toys / "toy.safetensors").write_bytes(data[:-4] + bytes(4))
+    command = ["replay", str(tmp_path / "out" / "half.png"), "--device", "cpu", "--overwrite"]
+    assert main(command) == errors.USAGE
+    assert "toy.safetensors is not the file that the recipe names" in capsys.readouterr().err
+    (toys / "toy.safetensors").unlink()
+    assert main(command) == errors.USAGE
+    assert "toy.safetensors, which the recipe's model was loaded with, is not here: add --lora FILE." in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_lora_that_changed_is_not_used(write: Write, begin: Callable[..., Any], toys: Path):
+    store, options = begin(write({"id": "x", "input": "a.png", "lora": "toy.safetensors"}))
+    data = (toys / "toy.safetensors").read_bytes()
+    (toys / "toy.safetensors").write_bytes(data[:-4] + bytes(4))
+    here_and_now(store, options)
+    (entry,) = store.entries()
+    assert entry.state == "failed" and "toy.safetensors has changed since the batch was begun" in str(entry.reason)
+
+
+def test_a_stopped_style_goes_on_where_it_was(
+    write: Write, begin: Callable[..., Any], tmp_path: Path, one_thread: None
+):
+    class Steps(dict[int, tuple[int, int]]):
+        """What a worker tells of its steps, all of them; with the third one, `stop` is wanted if there is one."""
+
+        def __init__(self, stop: local.Stop | None = None) -> None:
+            super().__init__()
+            self.stop, self.seen = stop, []
+
+        def __setitem__(self, n: int, at: tuple[int, int]) -> None:
+            super().__setitem__(n, at)
+            self.seen.append(at[0])
+            if self.stop is not None and at[0] == 3:
+                self.stop.after(0)
+
+    path = write({"id": "look", "kind": "style", "input": "a.png", "references": ["b.png"], "steps": 6, "size": 32})
+    calm, options = begin(path, "calm")
+    here_and_now(calm, options)
+    store, options = begin(path, "rough")
+    stop = local.Stop()
+    local.Worker(store, local.worker_name("0"), options, "cpu", stop, Steps(stop)).work()
+    assert store.counts()["waiting"] == 1
+    kept = tmp_path / "rough" / "_batch" / "checkpoints" / "look" / "run.safetensors"
+    assert kept.is_file()
+    steps = Steps()
+    local.Worker(store, local.worker_name("0"), options, "cpu", local.Stop(), steps).work()
+    assert steps.seen == [4, 5, 6] and not kept.parent.exists()
+    assert hashes(tmp_path / "rough") == hashes(tmp_path / "calm")
+
+
 def test_pictures_of_one_size_go_together(write: Write, begin: Callable[..., Any], tmp_path: Path):
     path = write(*({"id": name, "input": f"{name}.png"} for name in "abcde"))
     store, options = begin(path, "together", together=4)

@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sdsedit.batch import fields
+from sdsedit.batch import fields, inputs
 from sdsedit.batch.manifest import Job, ManifestRefused, outputs_of, read_manifest
 from sdsedit.errors import InputRefused
+from sdsedit.model_options import DECIDING, ModelOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAD = '{"schema_version": 1}'
@@ -93,6 +94,104 @@ def test_what_a_style_job_needs(here: Path):
         "reference scene.ply must end in .png, .apng, .jpg, .jpeg, .jpe, .jfif, .webp, .bmp, .dib, .tif, .tiff, .gif.",
         "The prompt is empty; say what to draw.",
         "references must be 1 to 8 names of files.",
+    ]
+
+
+def test_a_model_s_options_are_the_row_s_then_the_defaults_then_those_of_the_command_line(here: Path):
+    (here / "loras").mkdir()
+    for name in ("loras/a.safetensors", "b.safetensors", "one.safetensors"):
+        (here / name).write_bytes(b"")
+    (here / "vocabulary").mkdir()
+    usual = ModelOptions("org/usual", lora=("/far/x.safetensors:2",), precision="fp16")
+    head = '{"schema_version": 1, "defaults": {"distilled_guidance": 3, "settings": "vocabulary"}}'
+    manifest = read_manifest(
+        jsonl(
+            here, EDIT, {**EDIT, "lora": ["loras/a.safetensors:0.5", "b.safetensors"], "precision": "bf16"},
+            {**EDIT, "lora": []}, {**EDIT, "model": "builtin"}, {**EDIT, "model": "one.safetensors"},
+            {"kind": "sketch", "prompt": "a fox", "embedding": "b.safetensors", "model": "builtin",
+             "distilled_guidance": 1}, head=head,
+        ), model=usual,
+    )  # fmt: skip
+    three = {"distilled_guidance": 3.0}
+    assert [job.options for job in manifest.jobs] == [
+        {**three, "lora": ("/far/x.safetensors:2",), "precision": "fp16"},
+        {**three, "lora": ("loras/a.safetensors:0.5", "b.safetensors"), "precision": "bf16"},
+        {**three, "precision": "fp16"},
+        three,
+        {**three, "settings": "vocabulary"},
+        {"embedding": ("b.safetensors",)},
+    ]
+    assert manifest.jobs[1].files == {"input": "cat.png", "lora 1": "loras/a.safetensors", "lora 2": "b.safetensors"}
+    assert all(Job.load(job.dump()) == job for job in manifest.jobs)
+    again = read_manifest(jsonl(here, manifest.jobs[1].row(), manifest.jobs[4].row())).jobs
+    assert [job.options for job in again] == [manifest.jobs[1].options, manifest.jobs[4].options]
+    row = {**EDIT, "id": "x", "grid": {"lora": ["b.safetensors:0.5", ["b.safetensors:1"], []]}}
+    assert [(job.id, job.options) for job in read_manifest(jsonl(here, row)).jobs] == [
+        ("x-lora-1", {"lora": ("b.safetensors:0.5",)}), ("x-lora-2", {"lora": ("b.safetensors:1",)}), ("x-lora-3", {}),
+    ]  # fmt: skip
+
+
+def test_faults_of_a_model_s_options(here: Path, tmp_path: Path):
+    (tmp_path / "out.safetensors").write_bytes(b"")
+    (here / "link.safetensors").symlink_to(tmp_path / "out.safetensors")
+    (here / "one.safetensors").write_bytes(b"")
+    wrong = [
+        ({"lora": "cat.png"}, "lora cat.png must end in .safetensors."),
+        ({"lora": "no.safetensors:1"}, "lora no.safetensors is not there."),
+        ({"lora": "one.safetensors:11"}, "The scale of a LoRA is a number from -10 to 10; got 11."),
+        ({"lora": 7}, "lora must be 0 to 16 names of files."),
+        ({"lora": "/x.safetensors"}, "lora x.safetensors is an absolute path, out of the folder: name it relative to "
+                                     "that."),
+        ({"lora": "https://x.org/a.safetensors"}, "lora is an address; addresses are never fetched: save the file "
+                                                  "first."),
+        ({"embedding": "link.safetensors"}, "embedding link.safetensors is a link that leads out of the manifest's "
+                                            "folder: put the file itself there."),
+        ({"embedding": "../x.safetensors"}, "embedding x.safetensors leads out of the folder with ..: put the file "
+                                            "below it."),
+        ({"precision": "int8"}, "precision is int8; it must be one of fp32, fp16, bf16."),
+        ({"distilled_guidance": -1}, "distilled_guidance is -1; it must be a number from 0 to 100."),
+        ({"settings": "photos"}, "settings are for a model in one .safetensors file: a folder or an id has its own."),
+        ({"model": "one.safetensors"}, "a model in one .safetensors file needs settings here: a folder or an id that "
+                                       "is on this machine."),
+        ({"model": "one.safetensors", "settings": "http://x.org/m"}, "settings is an address; give a folder's name or "
+                                                                     "an id: nothing is fetched."),
+        ({"model": "two.safetensors"}, "model two.safetensors is not there."),
+    ]  # fmt: skip
+    said = faults(jsonl(here, *({**EDIT, **row} for row, _ in wrong)))
+    assert [each for each in said if "needs settings" not in each or "line 13" in each] == [
+        f"line {line}: {sentence}" for line, (_, sentence) in enumerate(wrong, 2)
+    ]
+
+
+def test_looks_of_edits_and_regions_of_styles(here: Path):
+    style = {"kind": "style", "input": "cat.png", "references": ["dog.png"], "content_regions": "photos/a.png",
+             "reference_regions": "photos/b.png"}  # fmt: skip
+    edit, styled = read_manifest(jsonl(here, {**EDIT, "references": ["dog.png"], "style_weight": 3}, style)).jobs
+    assert edit.files == {"input": "cat.png", "reference 1": "dog.png"} and edit.settings["style_weight"] == 3.0
+    assert styled.files == {
+        "input": "cat.png", "reference 1": "dog.png", "regions": "photos/a.png",
+        "reference regions 1": "photos/b.png",
+    }  # fmt: skip
+    assert [Job.load(job.dump()) for job in (edit, styled)] == [edit, styled]
+    assert read_manifest(jsonl(here, edit.row(), styled.row())).jobs[1].files == styled.files
+    drawn = {name: value for name, value in style.items() if name != "input"}
+    said = faults(
+        jsonl(
+            here, {**EDIT, "references": [], "style_weight": 11}, {**EDIT, "references": "../dog.png"},
+            {**style, "reference_regions": ["photos/a.png", "photos/b.png"]}, {**drawn, "prompt": "a fox"},
+            {**style, "content_regions": "icon.svg"}, {k: v for k, v in style.items() if k != "content_regions"},
+            {**style, "reference_regions": "scene.ply"},
+        )
+    )  # fmt: skip
+    assert said == [
+        "line 2: references must be 1 to 8 names of files.",
+        "line 2: style_weight is 11; it must be a number from 0 to 10.",
+        "line 3: reference dog.png leads out of the folder with ..: put the file below it.",
+        "line 4: reference_regions must be one for each of the 1 references; there are 2.",
+        "line 5: content_regions are of an input: give one.",
+        f"line 6: content_regions icon.svg must end in {', '.join(fields.READS['image'])}.",
+        "line 7: content_regions and reference_regions belong together: give both.",
+        f"line 8: reference_regions scene.ply must end in {', '.join(fields.READS['image'])}.",
     ]
 
 
@@ -386,7 +485,14 @@ def test_fields_are_the_engine_s():
     from sdsedit.sketch.change import SvgConfig
     from sdsedit.sketch.draw import MAX_STROKES, MIN_STROKES, STYLES, SketchConfig
     from sdsedit.splats.change import KINDS, SplatConfig
-    from sdsedit.style import MAX_CONTENT_WEIGHT, MAX_LAYERS, MAX_REFERENCES, MAX_TEXTURE, StyleConfig
+    from sdsedit.style import (
+        MAX_CONTENT_WEIGHT,
+        MAX_LAYERS,
+        MAX_REFERENCES,
+        MAX_REGIONS,
+        MAX_TEXTURE,
+        StyleConfig,
+    )
 
     assert (
         tuple(METHODS) == fields.METHODS and set(fields.STYLES) == set(STYLES) and set(fields.EDIT_KINDS) == set(KINDS)
@@ -398,7 +504,10 @@ def test_fields_are_the_engine_s():
     style = fields.FIELDS["style"]
     assert (style["references"].high, fields.MAX_TEXTURE) == (MAX_REFERENCES, MAX_TEXTURE)
     assert (style["content_weight"].high, style["layers"].high) == (MAX_CONTENT_WEIGHT, MAX_LAYERS)
-    assert set(style) - {*fields.FILES, "prompt", "texture", "model"} <= {each.name for each in of(StyleConfig)}
+    assert inputs.MAX_REGIONS == MAX_REGIONS
+    assert fields.MAX_STYLE_WEIGHT == image["style_weight"].high == request.MAX_STYLE_WEIGHT
+    assert set(style) - {*fields.NOT_SETTINGS, "prompt", "texture"} <= {each.name for each in of(StyleConfig)}
+    assert all(set(DECIDING) <= set(each) for each in fields.FIELDS.values())
     strokes = fields.FIELDS["sketch"]["strokes"]
     assert (strokes.low, strokes.high) == (MIN_STROKES, MAX_STROKES)
     for kind, config in (

@@ -10,6 +10,7 @@ from sdsedit.batch.local import store_path
 from sdsedit.batch.manifest import read_manifest
 from sdsedit.batch.origin import origin
 from sdsedit.batch.store import Store
+from sdsedit.model_options import ModelOptions
 
 
 def test_a_result_knows_its_inputs_and_its_model(write: Callable[..., Path], here: Path, tmp_path: Path):
@@ -25,13 +26,25 @@ def test_a_result_knows_its_inputs_and_its_model(write: Callable[..., Path], her
         store.remember("root", str(here))
     for name in ("x.png", "x.json"):
         found = origin(out / "deep" / "er" / name)
-        assert found is not None and found.model == "/models/mine"
+        assert found is not None and found.model == ModelOptions("/models/mine")
         assert found.files == {"input": here / "a.png", "mask": here / "m.png"}
     found = origin(out / "look.png")
     assert found and sorted(found.files) == ["input", "reference 1", "reference 2"]
     (here / "d.png").unlink()
     found = origin(out / "look.png")
     assert found and sorted(found.files) == ["input", "reference 1"]  # what has gone is not named
+
+
+def test_a_result_knows_what_its_model_was_loaded_with(write: Callable[..., Path], here: Path, tmp_path: Path):
+    out, model = tmp_path / "out", ModelOptions("/models/mine", lora=("/far/x.safetensors:0.5",), precision="bf16")
+    (here / "w.safetensors").write_bytes(b"")
+    (job,) = read_manifest(write({"id": "x", "input": "a.png", "embedding": "w.safetensors"})).jobs
+    with Store(store_path(out)) as store:
+        store.plan([Planned(job, {}, None, model.dump(), "key")])
+        store.remember("root", str(here))
+    found = origin(out / "x.png")
+    assert found is not None and found.model == model
+    assert found.files == {"input": here / "a.png", "embedding 1": here / "w.safetensors"}
 
 
 def test_what_is_in_no_batch_or_not_of_it(tmp_path: Path):

@@ -37,11 +37,15 @@ def begin(path: Path, folder: Path, model: Path) -> tuple[Store, local.Options]:
 
 @needs_ray
 def test_a_killed_actor_and_a_killed_node_cost_nothing_but_time(
-    write: Callable[..., Path], tmp_path: Path, builtin_folder: Path, monkeypatch: pytest.MonkeyPatch,
+    write: Callable[..., Path], toys: Path, tmp_path: Path, builtin_folder: Path, monkeypatch: pytest.MonkeyPatch,
     one_thread: None,  # noqa: F811
 ):  # fmt: skip
-    """Two node processes with an actor each; what is left of the cluster does the work of both."""
+    """Two node processes with an actor each; what is left of the cluster does the work of both. Two of the jobs have a
+    LoRA, which the actors are sent; one is a style."""
     rows = [{"id": f"{name}{seed}", "input": f"{name}.png", "seed": seed} for name in "abcd" for seed in range(2)]
+    rows[1] |= {"lora": "toy.safetensors:0.5"}
+    rows[2] = {"id": "look", "kind": "style", "input": "a.png", "references": ["b.png"], "steps": 12, "size": 32,
+               "lora": "toy.safetensors:0.5"}  # fmt: skip
     wrong = {"id": "wrong", "input": "a.png", "words": ["cat"], "source": "a dog", "target": "category"}
     path = write(*rows, wrong, steps=80)  # long enough to be killed in the middle of it on a quick machine too
     store, options = begin(path, tmp_path / "ray", builtin_folder)
@@ -65,6 +69,8 @@ def test_a_killed_actor_and_a_killed_node_cost_nothing_but_time(
     assert killed == ["actor", "node"]
     assert store.counts() == {"waiting": 0, "running": 0, "done": 8, "failed": 1, "aside": 0}
     whole(store, tmp_path / "ray")
+    adapted = [json.loads((tmp_path / "ray" / f"{id}.json").read_text())["model"].get("adapted") for id in ("a1", "a0")]
+    assert adapted == [["lora toy.safetensors:0.5"], None]
     assert not list((tmp_path / "ray" / "_batch").glob("seen-*"))
     calm, options = begin(path, tmp_path / "local", builtin_folder)
     here_and_now(calm, options)

@@ -142,6 +142,31 @@ def test_a_reference_twice_is_the_reference(builtin_prior: UNetPrior):
     assert style_loss(own, [theirs, theirs]).item() == pytest.approx(style_loss(own, [theirs]).item(), rel=1e-5)
 
 
+def test_draws_are_more_references(builtin_prior: UNetPrior):
+    """Seen with three noises is three references noised by hand, regions and all; clean, it is seen once."""
+    prior, t, empty = builtin_prior, torch.tensor([0.5]), builtin_prior.encode_text([""])
+    z, theirs = latent(0, prior), [latent(1, prior), latent(2, prior, (16, 24))]
+    regions = [torch.zeros(1, 1, *each.shape[-2:]) for each in (z, *theirs)]
+    for each in regions:
+        each[..., :8] = 1.0
+    named = [Reference(each, where) for each, where in zip(theirs, regions[1:], strict=True)]
+    look = Look(tuple(named), regions=regions[0], layers=4, draws=3)
+    seen = see(prior, look, t, empty, torch.Generator().manual_seed(5))
+    generator = torch.Generator().manual_seed(5)
+    noised = [
+        Reference(prior.schedule.add_noise(each.z, torch.randn(each.z.shape, generator=generator), t), each.regions)
+        for each in named * 3
+    ]
+    by_hand = replace(look, references=tuple(noised), draws=1)
+    g, losses = gradient(prior, z, t, look, seen, empty)
+    expected, known = gradient(prior, z, t, by_hand, see(prior, by_hand, t, empty), empty)
+    assert losses["style"].item() == pytest.approx(known["style"].item(), rel=1e-5)
+    torch.testing.assert_close(g, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    once = see(prior, replace(look, draws=1), t, empty, torch.Generator().manual_seed(5))
+    assert gradient(prior, z, t, look, once, empty)[1]["style"].item() != pytest.approx(known["style"].item(), rel=1e-3)
+    assert len(see(prior, look, t, empty).references) == 2
+
+
 def test_layers_are_counted_from_the_end_in_call_order(tiny_prior):
     """The up path comes last, though diffusers lists it before the middle."""
     prior = tiny_prior("sd15")

@@ -23,6 +23,7 @@ from sdsedit.io.record import (
     cameras_record,
     check_outputs,
     dump,
+    loading_options,
     model_revision,
     output_names,
     read_recipe,
@@ -238,6 +239,36 @@ def test_the_revision_of_a_folder_is_its_content(tmp_path: Path):
     a, same, other = folder("a", b"1"), folder("b", b"1"), folder("c", b"2")
     assert model_revision(a) == model_revision(same) != model_revision(other)
     assert model_revision("nobody/nothing") is None
+    single = tmp_path / "one.safetensors"
+    single.write_bytes(b"1")
+    one = model_revision(str(single))
+    assert one == model_revision(str(single.rename(tmp_path / "two.safetensors")))  # by its bytes alone
+    (tmp_path / "two.safetensors").write_bytes(b"2")
+    assert one != model_revision(str(tmp_path / "two.safetensors"))
+
+
+FILE = {"name": "x.safetensors", "sha256": "0"}
+
+
+def test_how_a_model_was_loaded_is_read_from_a_recipe():
+    assert loading_options({"model": {"id": "builtin"}}) == loading_options({}) == {}
+    said = {"lora": [{**FILE, "scale": -0.5}], "embedding": [FILE], "settings": "folder", "precision": "bf16",
+            "distilled_guidance": 3.5, "attention": "math", "compile": True, "tiling": True}  # fmt: skip
+    assert loading_options({"model": {"options": said}}) == said
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"lora": [FILE]}, {"lora": [{**FILE, "scale": 11}]}, {"lora": [{**FILE, "scale": "1"}]}, {"lora": "x"},
+        {"lora": [{**FILE, "name": "../x", "scale": 1}]}, {"embedding": [{"name": "x"}]}, {"embedding": [7]},
+        {"settings": 7}, {"precision": "fp8"}, {"precision": ["fp32"]}, {"distilled_guidance": "3"},
+        {"distilled_guidance": -1}, {"attention": "magic"}, {"compile": "yes"}, {"device": "cuda"}, ["lora"], "x", None,
+    ],
+)  # fmt: skip
+def test_a_recipe_that_says_something_else_of_its_model_is_refused(said: object):
+    with pytest.raises(InputRefused, match=r"^The recipe.*\.$"):
+        loading_options({"model": {"options": said}})
 
 
 # ---- scenes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,43 @@ def test_every_family(load: Callable[..., Any], tiny_pipeline: Callable[[str], A
     pipe = load(tiny_pipeline(family).save_pretrained(tmp_path) or tmp_path)
     assert pipe(picture(), **ASK).images[0].size == (70, 50)
     assert bool(pipe.config.force_zeros_for_empty_prompt) == (family in ("sdxl", "koala_700m"))
+
+
+@pytest.mark.skipif(find_spec("peft") is None, reason="diffusers loads LoRAs with peft: pip install peft")
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_a_lora_that_diffusers_has_loaded_counts(
+    load: Callable[..., Any], tiny_pipeline: Callable[[str], Any], tmp_path: Path, family: str
+):
+    """Its layers are peft's, around the model's own; the edit is that of `--lora`, which adds to the weights."""
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    from sdsedit import Edit, EditConfig, load_prior
+    from sdsedit.edit import edit
+    from tests import tiny
+
+    kind: Any = StableDiffusionPipeline if family == "sd15" else StableDiffusionXLPipeline
+    folder = tiny.saved(tiny_pipeline(family), tmp_path / "model")
+    layer = next(
+        name for name, module in tiny_pipeline(family).unet.named_modules()
+        if name.endswith("attn2.to_k") and isinstance(module, torch.nn.Linear)
+    )  # fmt: skip
+    rows, columns = tiny_pipeline(family).unet.get_submodule(layer).weight.shape
+    generator = torch.Generator().manual_seed(0)
+    halves = {f"{layer}.lora_A.weight": torch.randn(2, columns, generator=generator),
+              f"{layer}.lora_B.weight": torch.randn(rows, 2, generator=generator)}  # fmt: skip
+    kind.save_lora_weights(tmp_path, unet_lora_layers=halves, weight_name="toy.safetensors")
+    usual = kind.from_pretrained(folder)
+    usual.load_lora_weights(tmp_path, weight_name="toy.safetensors")
+    pipe = load(folder, unet=usual.unet)
+    image = torch.rand(1, 3, 48, 48, generator=generator)
+    made = pipe(image, **ASK, seed=9, size=64, output_type="pt").images
+    request, config = Edit("a cat wearing a crown", "a cat"), EditConfig(steps=3, seed=9, size=64)
+    with_it, without = (
+        edit(image, load_prior(str(folder), device="cpu", lora=lora), request, config).image
+        for lora in ([f"{tmp_path}/toy.safetensors"], [])
+    )
+    torch.testing.assert_close(made, with_it, atol=2e-4, rtol=0)
+    assert (made - without).abs().max() > 1e-3
 
 
 def test_a_folder_with_pipeline_py(load: Callable[..., Any], builtin_folder: Path, tmp_path: Path):

@@ -54,6 +54,22 @@ def test_it_is_a_pipeline_and_edits_as_sdsedit_does(pipe: Any, builtin_folder: P
     assert [image.size for image in out.images + out.before] == [(128, 128)] * 2 and out.images[0].mode == "RGB"
 
 
+def test_a_reference_gives_its_look(pipe: Any, builtin_folder: Path):
+    from PIL import Image
+
+    from sdsedit import Edit, load_prior
+    from sdsedit.splats.change import SplatConfig, change
+
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
+    ask = {**ASK, "num_inference_steps": 1, "size": 64}
+    out = pipe(little_scene(), **ask, reference=[Image.fromarray(pixels)], style_weight=3.0)
+    look = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+    request = Edit(target="a cat wearing a crown", source="a cat", references=(look,))
+    config = SplatConfig(kind="restyle", steps=1, views=4, size=64, style_weight=3.0)
+    expected = change(little_scene(), load_prior(str(builtin_folder), device="cpu"), request, config)
+    assert (out.splats.sh == expected.splats.sh).all() and out.changed > 0 and out.max_change_outside == 0
+
+
 def test_cameras_kinds_of_output_and_the_callback(pipe: Any):
     from sdsedit.camera import orbit
 
@@ -92,6 +108,8 @@ def test_generator_and_tuples(pipe: Any):
         ({"distillation": float("nan")}, "distillation is nan"),
         ({"num_inference_steps": 0}, "steps is 0"),
         ({"seed": -1}, "seed is -1"),
+        ({"style_weight": 11}, "style_weight is 11; it must be a number from 0 to 10"),
+        ({"reference": torch.zeros(1, 1, 8, 8)}, "A picture must be PIL, an array"),
         ({"output_type": "ply"}, "output_type is 'ply'"),
         ({"callback_on_step_end_tensor_inputs": ["latents"]}, 'can only hold "image"'),
     ],

@@ -108,6 +108,24 @@ def test_the_shares_of_the_terms_are_their_weights(wish, cameras):
     assert views.shares["distillation"] == pytest.approx(0.25) and views.shares["dark"] == pytest.approx(0.75)
 
 
+def test_a_style_weighs_beside_all_the_rest_and_pulls_at_the_methods_own_steps_only(wish, cameras):
+    kept, own, prior, prompts = wish
+    asked = {"dark": 0, "style": 0}
+
+    def term(name: str):
+        def loss(image: torch.Tensor, view: int) -> torch.Tensor:
+            asked[name] += 1
+            return image.mean()
+
+        return loss
+
+    terms = {"dark": (0.75, term("dark"))}
+    views = views_of(kept, own, cameras, prior, terms=terms, style=(2.0, term("style")), between=2, distillation=0.25)
+    distill(views, prior, prompts, SDS(), 1, 0)
+    assert asked == {"dark": 3, "style": 1}
+    assert views.shares == pytest.approx({"distillation": 0.25 / 3, "dark": 0.75 / 3, "style": 2 / 3})
+
+
 def test_an_anchor_pulls_back_to_the_scene_as_it_was(wish, cameras):
     kept, own, prior, prompts = wish
     far = {}

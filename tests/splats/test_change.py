@@ -17,7 +17,8 @@ from torch import Tensor
 from sdsedit.attention.probe import AttentionMaps, AttentionProbe, SeveralProbes
 from sdsedit.camera import Cameras, orbit
 from sdsedit.errors import InputRefused
-from sdsedit.guidance import LUSD
+from sdsedit.guidance import DDS, LUSD
+from sdsedit.guidance.attention_distillation import Layer, SelfAttention
 from sdsedit.io.splats import Splats, read, write
 from sdsedit.prior.base import Prediction, Probe, Text
 from sdsedit.request import Edit
@@ -324,6 +325,72 @@ def bare() -> Splats:
     return rows(full, full.extra["part"] != 2)
 
 
+@pytest.mark.parametrize("kind", ["recolour", "add"])
+def test_any_method_edits_what_the_words_say(kind: str):
+    """The place is found before the method begins, so it does not matter that most methods find none."""
+    result = run(kind, method=DDS(steps=2), steps=2)
+    assert result.kind == kind and isinstance(result.method, DDS) and result.stopped == ""
+    assert result.words == {"add": ("crown",)}.get(kind, ("blue", "ball"))
+    assert (result.changed >= BALL) if kind == "recolour" else result.added > 10
+
+
+# The look of references
+
+
+class Looker(Seer):
+    """It has one self-attention layer too, in which a cell is its own query, key and value."""
+
+    def predict(self, z_t: Tensor, t: Tensor, text: Text, probe: Probe | None = None) -> Prediction:
+        if not isinstance(probe, SelfAttention):
+            return super().predict(z_t, t, text, probe)
+        cells = z_t.flatten(2).mT[:, None]  # [B, 1, h w, 3]
+        out = torch.nn.functional.scaled_dot_product_attention(cells, cells, cells)
+        layer = Layer(cells, cells, cells, out, cells.shape[-1] ** -0.5, (z_t.shape[-2], z_t.shape[-1]))
+        return Prediction(z_t, (layer,))  # pyright: ignore[reportArgumentType]  # as SelfAttention.collect gives it
+
+
+PURPLE = torch.tensor([0.5, 0.0, 0.6]).view(1, 3, 1, 1).expand(1, 3, 48, 48).contiguous()
+
+
+def looked(kind: str, weight: float = 1.0, references: tuple[Tensor, ...] = (PURPLE,)) -> SplatResult:
+    config = replace(QUICK, kind="restyle" if kind == "restyle" else None, style_weight=weight)
+    return change(scene(), Looker(), replace(ASKED[kind], references=references), config)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_look_keeps_the_laws_of_every_kind(kind: str, tmp_path: Path):
+    """And without one, or with a weight of 0, an edit is bit for bit what it was."""
+    plain, none, some = looked(kind, references=()), looked(kind, 0.0), looked(kind)
+    for one, other in ((plain, none), *([(plain, some)] if kind == "delete" else [])):
+        assert same_bits(one.splats, other.splats).all() and (one.parent == other.parent).all()
+        assert one.history == other.history
+    check_laws(scene(), some, tmp_path)
+    far = (np.hypot(scene().means[:, 0], scene().means[:, 2]) > 1) | (scene().extra["part"] == 2)
+    stays = first_rows(some) & far[np.maximum(some.parent, 0)]
+    assert same_bits(rows(some.splats, stays), rows(scene(), far)).all()
+    note = "What is taken out has no look: the references are not used."
+    assert (note in some.notes) == (kind == "delete") and note not in none.notes
+    if kind == "delete":
+        return
+    mine = some.parent < 0 if kind in ("add", "replace") else some.splats.extra["part"] == 1
+    theirs = plain.parent < 0 if kind in ("add", "replace") else plain.splats.extra["part"] == 1
+    purple = PURPLE[0, :, 0, 0].numpy()
+    nearer = [np.abs(rgb(each.splats)[which].mean(0) - purple).sum() for each, which in ((some, mine), (plain, theirs))]
+    assert nearer[0] < nearer[1] - 0.02
+
+
+def test_a_look_without_words_is_of_the_whole_scene():
+    """The prompts say the same, so that nothing but the references says what is to change."""
+    same = Edit(SOURCE, SOURCE, references=(PURPLE,))
+    result = change(scene(), Looker(), same, QUICK)
+    part = scene().extra["part"]
+    assert result.kind == "restyle" and result.words == () and result.added == result.removed == 0
+    assert result.weight[part == 2].max() == 0 and (result.weight > 0).sum() > 0.7 * (part != 2).sum()
+    assert result.changed > 0.7 * (part != 2).sum() and result.max_change_outside == 0
+    assert same_bits(result.splats, scene())[part == 2].all()
+    assert not any("found everywhere" in note for note in result.notes)
+
+
 # On the way
 
 
@@ -504,6 +571,10 @@ def refused(request: Edit, cameras: Cameras | None = None, splats: Splats | None
         (ASKED["add"], {"seed": -1}, "seed is -1; it must be a whole number"),
         (ASKED["add"], {"threshold": 0.0}, "threshold is 0.0; it must be a number from 0.05 to 0.95."),
         (ASKED["add"], {"distillation": math.nan}, "distillation is nan; it must be a number from 0 to 1."),
+        (ASKED["add"], {"style_weight": 10.5}, "style_weight is 10.5; it must be a number from 0 to 10"),
+        (replace(ASKED["add"], references=(PURPLE,) * 9), {}, "A style takes at most 8 references; 9 are given."),
+        (replace(ASKED["add"], references=(2 * PURPLE,)), {}, "The picture's values must be numbers from 0 to 1."),
+        (Edit(SOURCE, SOURCE, references=(PURPLE,)), {"style_weight": 0}, "The prompts name nothing to look for"),
         (ASKED["add"], {"added": 0}, "added is 0; it must be a whole number from 1 to 200000."),
         (ASKED["add"], {"background": (0.0, 0.0, 1.5)}, "background is 1.5; it must be a number from 0 to 1."),
         (ASKED["add"], {"up": (0.0, 0.0, 0.0)}, "up is 0, 0, 0; it must be a direction."),

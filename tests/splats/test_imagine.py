@@ -45,6 +45,24 @@ def test_views_that_are_right_already_move_nothing():
     torch.testing.assert_close(made.sh[:, 0], thing.sh[:, 0], rtol=0, atol=2e-3)
 
 
+def test_where_views_disagree_the_one_in_front_has_the_say():
+    """Each of six views shows the ball in a colour of its own."""
+    ground, thing = ball()
+    palette = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]]) * 0.6 + 0.2
+    painted = [with_colour(thing, each.expand(len(thing), 3)) for each in palette]
+    six = cameras(6)
+    views = torch.cat([pictures(Scene.cat(ground, each), six[k], WHITE) for k, each in enumerate(painted)])
+    where, off = torch.ones_like(views[:, :1]), []
+    for best in (0.0, 4.0):
+        made, _ = repainted(ground, thing, views, where, six, WHITE, rounds=8, best=best)
+        rgb = 0.5 + 0.28209479177387814 * made.sh[:, 0]
+        off.append(torch.cdist(rgb, palette).amin(1).mean())
+    assert off[1] < 0.95 * off[0]
+    same = pictures(Scene.cat(ground, thing), six, WHITE)
+    made, _ = repainted(ground, thing, same, where, six, WHITE, best=4.0)
+    torch.testing.assert_close(made.sh[:, 0], thing.sh[:, 0], rtol=0, atol=2e-3)
+
+
 def test_what_no_view_tells_follows_its_neighbours():
     """Only the left half of each view is believed."""
     ground, thing = ball()
@@ -91,3 +109,18 @@ def test_sampling_ends_at_what_the_model_wants_and_the_rest_stays():
     told.clear()
     run(0, stop=2)
     assert told == [0, 1, 2]
+
+    progress: list[float] = []
+
+    def steered(towards: float) -> torch.Tensor:
+        def steer(was: torch.Tensor, z: torch.Tensor, cells: torch.Tensor, done: float) -> torch.Tensor:
+            assert was.shape == z.shape == (3, 3, 16, 16) and cells.shape == (3, 1, 16, 16)
+            progress.append(done)
+            return z + towards * cells
+
+        generator = torch.Generator().manual_seed(0)
+        return imagine(prior, prompts, before, before, masks, agree, generator, steps=6, scale=1.0, steer=steer)
+
+    assert torch.equal(steered(0.0), shown) and progress == [k / 6 for k in range(6)]
+    brighter = steered(0.1) - shown
+    assert brighter[..., 9:23, 9:23].mean() > 0.04 and not torch.where(masks > 0, 0.0, brighter).any()

@@ -58,6 +58,20 @@ def test_edit_picture(client: Client):
     assert 0.5 < share < 1 and recipe["result"]["kept_pixels"] <= share * before.rgb[..., 0].size
 
 
+def test_a_look_is_taken_along(client: Client):
+    from gradio_client import handle_file
+
+    given: dict[str, Any] = {"method": "dds", "steps": 1, "api_name": "/edit_picture"}
+    looks = [handle_file(str(ROOT / "assets" / "styles" / f"{name}.png")) for name in ("mosaic", "dots")]
+    _, recipe = client.predict(
+        handle_file(str(CAT)), "a cat", "a cat wearing a hat", references=looks, style_weight=1.5, **given
+    )
+    assert [each["name"] for each in recipe["references"]] == ["mosaic.png", "dots.png"]
+    assert recipe["style_weight"] == 1.5
+    with pytest.raises(Exception, match="At most 8 looks can be mixed here; 9 are given"):
+        client.predict(handle_file(str(CAT)), "a cat", "a cat wearing a hat", references=looks[:1] * 9, **given)
+
+
 def test_heat_map(client: Client):
     from gradio_client import handle_file
 
@@ -69,7 +83,8 @@ def test_the_functions_are_described(client: Client):
     described: Any = client.view_api(return_format="dict")
     assert {"/edit_picture", "/heat_map"} < set(described["named_endpoints"])
     names = [each["parameter_name"] for each in described["named_endpoints"]["/edit_picture"]["parameters"]]
-    assert names == ["picture", "source", "target", "words", "mask", "method", "strength", "seed", "model", "steps"]
+    usual = ["picture", "source", "target", "words", "mask", "method", "strength", "seed", "model", "steps"]
+    assert names == [*usual, "references", "style_weight"]
 
 
 # ---- bad input

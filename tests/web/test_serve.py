@@ -175,6 +175,9 @@ def test_30_a_flood_and_a_full_line_in_front_of_gradio(tmp_path: Path):
         (["--framed-by", "https://a.b; script-src *"],
          "--framed-by must be a site like https://huggingface.co, without a path."),
         (["--framed-by", "http://a.b"], "--framed-by must be a site like https://huggingface.co, without a path."),
+        (["--lora", "none.safetensors:0.5"], "There is no LoRA file none.safetensors: give a .safetensors file."),
+        (["--lora", "x.safetensors:a"], "The scale of a LoRA is a number from -10 to 10; got a."),
+        (["--embedding", "x.pt"], "There is no textual inversion file x.pt: give a .safetensors file."),
         (["--drain", "10"], "--drain must be more than 10 seconds."),
     ],
 )  # fmt: skip
@@ -201,6 +204,30 @@ def test_the_environment_is_checked_too(
     monkeypatch.setattr(serve, "create_app", not_now)
     monkeypatch.setenv(name, value)
     assert serve.main([]) == 2 and capsys.readouterr().err == f"app.py: {sentence}\n"
+
+
+def test_the_first_model_is_loaded_as_the_arguments_say_and_recipes_say_so(
+    builtin_folder: Path, sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import torch
+    from safetensors.torch import save_file
+
+    layer = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    save_file({f"{layer}.lora_A.weight": torch.ones(2, 16), f"{layer}.lora_B.weight": torch.ones(16, 2)},
+              tmp_path / "toy.safetensors")  # fmt: skip
+    found: list[Settings] = []
+    monkeypatch.setattr(serve, "create_app", lambda settings: found.append(settings) or not_now(settings))
+    with pytest.raises(AssertionError, match="would be served"):
+        serve.main(["--model", str(builtin_folder), "--model", str(sd_folder), "--device", "cpu", "--no-history",
+                    "--lora", f"{tmp_path}/toy.safetensors:0.5", "--precision", "bf16", "--tiling"])  # fmt: skip
+    (settings,) = found
+    first = serve.load(settings, settings.model)
+    said = serve.model_record(first)
+    assert said["dtype"] == "bfloat16" and said["adapted"] == ["lora toy.safetensors:0.5"]
+    assert said["options"]["precision"] == "bf16" and said["options"]["tiling"] is True
+    assert str(tmp_path) not in json.dumps(said)
+    second = serve.model_record(serve.load(settings, settings.more_models[0]))
+    assert second["dtype"] == "float32" and not {"adapted", "options"} & set(second)
 
 
 def not_now(settings: Any) -> None:

@@ -88,7 +88,7 @@ def test_a_drawing_is_changed_and_the_change_is_marked(changed: Made, drawing: D
     blue = [shape for shape in marked.shapes if shape.stroke is not None and shape.stroke[2] > 0.7]
     assert len(orange) == counts["changed"] + counts["added"] and len(blue) == counts["removed"]
     assert len(marked.shapes) == 1 + counts["kept"] + total
-    assert changed.lines[0].startswith(f"{counts['kept']} of 3 shapes are kept byte for byte; ")
+    assert changed.lines[0].startswith(f"Kept byte for byte: {counts['kept']} of 3 shapes; ")
     assert work.order_of(changed.recipe, drawing).request.target == "a green ball"  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(InputRefused, match="not in the history"):
         work.order_of(changed.recipe, None)

@@ -10,7 +10,9 @@ import pytest
 
 from sdsedit.errors import InputRefused
 from sdsedit.io import splats
+from sdsedit.io.images import Picture
 from sdsedit.io.record import read_recipe
+from sdsedit.prior import UNetPrior
 from sdsedit.web import splat_work as work
 from sdsedit.web.splat_work import Edited, Place, SceneDesk, SceneFile, SceneOrder, SceneTable
 from sdsedit.web.worker import Cancelled
@@ -104,6 +106,19 @@ def test_the_viewer_stands_in_front_of_the_middle(scene: SceneFile):
     away = eye - centre
     assert np.degrees(np.arcsin(away @ up / np.linalg.norm(away))) == pytest.approx(20, abs=0.5)
     assert np.linalg.norm(away) > np.linalg.norm(high - low) / 2
+
+
+def test_a_scene_takes_a_look(builtin_prior: UNetPrior, scene: SceneFile):
+    """Its recipe and its repetition know the look; where no word is new, a restyling needs nothing else."""
+    look = Picture("dots.png", "0" * 64, "PNG", np.full((32, 40, 3), (200, 40, 90), np.uint8), None, None, ())
+    same = "a ball on grass"
+    wanted = order(scene, source=same, target=same, kind="restyle", steps=1, references=(look,), style_weight=2.0)
+    made = work.run(builtin_prior, wanted, MODEL, lambda report: None, lambda: True)
+    assert made.result.changed and made.recipe["references"][0]["name"] == "dots.png"
+    again = work.order_of(made.recipe, scene, (look,))
+    assert again.config.style_weight == 2.0 and (again.request.references[0] == wanted.request.references[0]).all()
+    with pytest.raises(InputRefused, match="style_weight is 11"):
+        order(scene, references=(look,), style_weight=11.0)
 
 
 def test_the_same_again_and_on(edited: Edited, scene: SceneFile, tmp_path: Path):

@@ -63,6 +63,9 @@ def test_a_picture_is_restyled_stopped_downloaded_and_kept(window: Page, tmp_pat
     page.wait_for_selector("text=There is no picture yet whose look is wanted")
     page.locator("#style-looks button").first.click()
     page.wait_for_selector("#style-reference img")
+    page.locator("#style-mix button").first.click()
+    page.locator("#style-more-looks-examples button").nth(1).click()
+    page.wait_for_selector("#style-more-looks .gallery-item")
     page.locator("#style-content input[type=file]").set_input_files(str(CAT))
     page.wait_for_selector("text=Press Restyle")
     page.locator("#style-run").click()
@@ -72,10 +75,11 @@ def test_a_picture_is_restyled_stopped_downloaded_and_kept(window: Page, tmp_pat
     )
     page.locator("#style-stop").click()
     page.wait_for_selector("#style-save:visible")
-    assert "in the look of mosaic" in page.locator("#style-notes").inner_text()
+    assert "in the look of mosaic and stained_glass" in page.locator("#style-notes").inner_text()
     path = saved(page, "#style-save", tmp_path)
     recipe = read_recipe(path)
-    assert recipe["kind"] == "style" and recipe["references"][0]["name"] == "mosaic.png"
+    assert recipe["kind"] == "style"
+    assert [each["name"] for each in recipe["references"]] == ["mosaic.png", "stained_glass.png"]
     assert 1 <= recipe["result"]["steps_done"] < recipe["settings"]["steps"]
     with Image.open(path) as made, Image.open(CAT) as cat:
         assert made.size == cat.size and (np.asarray(made) != np.asarray(cat.convert("RGB"))).mean() > 0.5
@@ -92,6 +96,7 @@ def test_the_tab_fits_a_phone(window: Page):
     page.wait_for_selector("#style-width:visible")
     assert page.locator("#style-contents").is_hidden()
     assert page.evaluate("document.documentElement.scrollWidth") <= 391
+    page.get_by_role("tab", name="Models", exact=True).first.wait_for(state="visible")  # the last of them, in no menu
 
 
 def test_a_program_asks_for_a_style(page: str, tmp_path: Path):

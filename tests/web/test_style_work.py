@@ -23,6 +23,7 @@ from sdsedit.web.style_work import (
     inputs_of,
     make_order,
     order_of,
+    painted_parts,
     png_of,
     run,
     summary,
@@ -41,7 +42,7 @@ LOOK, CAT = picture("mosaic.png", 1), picture("cat.png", 2)
 
 
 def order(mode: str = "transfer", content: Picture | None = CAT, prompt: str = "", **given):
-    numbers = {"width": 64.0, "height": 80.0, "keep": None, "steps": 2.0, "seed": 0.0, **given}
+    numbers = {"width": 64.0, "height": 80.0, "keep": None, "steps": 2.0, "seed": 0.0, "scale": None, **given}
     return make_order(mode, (LOOK, None), content, prompt, *numbers.values())
 
 
@@ -104,10 +105,52 @@ def test_what_is_refused(mode: str, given: dict, sentence: str):
         order(mode, **given)
 
 
-def test_without_a_reference_or_with_regions_there_is_no_order():
+def test_painted_parts_take_their_own_look(builtin_prior: UNetPrior, tmp_path: Path):
+    """Orange is the second look's, blue the third's; the run, its recipe, the history and the repetition know it."""
+    layer = np.zeros((80, 100, 4), np.uint8)  # 2.5 times as large as the picture, in both directions
+    layer[:40, :50] = (255, 90, 54, 255)
+    layer[40:, 50:] = (40, 100, 230, 200)  # as good as blue
+    layer[40:, :50] = (255, 90, 54, 90)  # hardly there: not painted
+    looks = [LOOK, picture("dots.png", 3), picture("leaves.png", 4, (24, 48))]
+    regions, of_each = painted_parts([layer], CAT, looks)
+    assert (
+        regions is not None and regions.size == CAT.size and [each.size for each in of_each] == [p.size for p in looks]
+    )
+    numbers = regions.numbers()[0, 0]
+    first, second, third = (each.numbers().unique().item() for each in of_each)
+    assert (numbers[:16, :20] == second).all() and (numbers[16:, 20:] == third).all()
+    assert (numbers[16:, :20] == first).all() and (numbers[:16, 20:] == first).all()
+    assert painted_parts([np.zeros_like(layer)], CAT, looks) == (None, ())
+    assert painted_parts([], CAT, looks) == (None, ())
+    with pytest.raises(InputRefused, match="Blue is for look 3, and there are 2 looks: add one, or erase it"):
+        painted_parts([layer], CAT, looks[:2])
+    with pytest.raises(InputRefused, match="Orange is for look 2, and there is 1 look"):
+        painted_parts([np.where(np.arange(100)[:, None] < 50, layer, 0).astype(np.uint8)[:40]], CAT, [LOOK])
+
+    wanted = make_order("transfer", looks, CAT, "", 64, 64, None, 2, 0, None, regions, of_each)
+    made = run(builtin_prior, wanted, MODEL, lambda _: None, lambda: True)
+    mixed = run(builtin_prior, replace(wanted, regions=None, reference_regions=()), MODEL, lambda _: None, lambda: True)
+    assert (made.rgb != mixed.rgb).any() and wanted.said == "cat in the look of mosaic, dots and leaves"
+    assert made.recipe["regions"]["name"] == "parts.png" and len(made.recipe["reference_regions"]) == 3
+    path = tmp_path / made.name
+    path.write_bytes(png_of(made))
+    history = History(tmp_path / "history")
+    id = history.add("style", path, CAT.rgb, made.rgb, made.recipe, inputs_of(wanted, tmp_path / "inputs"))
+    _, data, rgb, _ = again(history.get(id), Settings())(builtin_prior, MODEL, lambda _: None, lambda: True)
+    assert (rgb == made.rgb).all() and compared(history.get(id), data)[1]
+
+
+def test_how_firmly_the_words_are_followed():
+    assert order("words", prompt="a cat", scale=4.0).config.scale == 4.0
+    assert order("texture", scale=4.0).config.scale is None  # it has no words
+    with pytest.raises(InputRefused, match="scale is 31"):
+        order("words", prompt="a cat", scale=31.0)
+
+
+def test_without_a_reference_or_its_regions_there_is_no_order():
     with pytest.raises(InputRefused, match="no picture yet whose look is wanted"):
         make_order("texture", (None, None), None, "", 64, 64, None, 0, 0)
-    with pytest.raises(InputRefused, match="use sdsedit replay"):
+    with pytest.raises(InputRefused, match="are not in the history"):
         recipe = {
             "kind": "style", "prompt": None, "texture": None, "input": {"name": "a.png", "sha256": "0"}, "seed": 0,
             "references": [{"name": "b.png", "sha256": "0"}], "regions": {"name": "r.png", "sha256": "0"},
@@ -132,8 +175,8 @@ def test_nothing_to_keep_before_the_first_step(builtin_prior: UNetPrior, monkeyp
 
 def test_a_desk_undoes():
     desk = StyleDesk()
-    desk.put(StyleTable(references=(LOOK, None)))
-    desk.put(StyleTable(references=(LOOK, None), content=CAT))
+    desk.put(StyleTable(reference=LOOK))
+    desk.put(StyleTable(reference=LOOK, content=CAT))
     assert len(desk.tables) == 2  # the empty one below is gone
     desk.undo()
     assert desk.table.content is None
