@@ -38,7 +38,6 @@ from sdsedit.cli_shared import (
     load,
     named_words,
     number,
-    peak_memory,
     progress,
     quiet,
     recipe_model,
@@ -355,16 +354,9 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--model", metavar="MODEL", help="check this one, and print a report to paste into an issue")
     cli_batch.add_to(command)
     cli_models.add_to(command)
-    cli_style.add_to(command, _shared())
+    cli_style.add_to(command)
     cli_evaluate.add_to(command)
     return parser
-
-
-def _shared() -> cli_style.Shared:
-    return cli_style.Shared(
-        add_model_arguments, whole, number, wanted_model, load, progress, tell, tell_written, peak_memory,
-        exit_code,
-    )  # fmt: skip
 
 
 # ---- sdsedit image
@@ -750,7 +742,7 @@ def _replay(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
     if recipe.get("kind") == "style":
         before = images.read_picture(made) if made.suffix.lower() == ".png" else None
         code, now, after = cli_style.replay(
-            arguments, made, recipe, interrupts, _shared(), recipe_model(arguments, recipe), stopped_after(recipe)
+            arguments, made, recipe, interrupts, recipe_model(arguments, recipe), stopped_after(recipe)
         )
         tell_differences(recipe, now)
         if before is not None and after is not None:

@@ -5,46 +5,35 @@ from __future__ import annotations
 import argparse
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from sdsedit.cli_shared import number
+from sdsedit.cli_shared import (
+    Interrupts,
+    add_model_arguments,
+    exit_code,
+    load,
+    number,
+    peak_memory,
+    progress,
+    tell,
+    tell_written,
+    wanted_model,
+    whole,
+)
 from sdsedit.errors import InputRefused, one_sentence, printable
 
 if TYPE_CHECKING:
     from sdsedit.io.images import Picture
+    from sdsedit.model_options import ModelOptions
     from sdsedit.style import StyleConfig, StyleResult, StyleStep
 
 # Named here too: `sdsedit --help` must not wait for torch. A test holds them to what the engine has.
 MAX_REFERENCES, MAX_TEXTURE, MAX_CONTENT_WEIGHT, MAX_SCALE, MAX_LAYERS = 8, 8192, 10.0, 30.0, 128
 MAX_STEPS, MAX_SIZE, MAX_SEED = 10_000, 4096, 2**63 - 1
 MAX_STYLE_WEIGHT = 10.0  # beside another command
-
-
-class Interrupts(Protocol):
-    """As `sdsedit.cli` has them: while `gentle`, the first signal only sets `received`."""
-
-    received: int
-    gentle: bool
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What `sdsedit.cli` does for every command."""
-
-    add_model_arguments: Callable[[argparse.ArgumentParser, str | None], None]
-    whole: Callable[[str, int, int], Callable[[str], int]]
-    number: Callable[[str, float, float], Callable[[str], float]]
-    model: Callable[[argparse.Namespace, str], Any]
-    load: Callable[[Any], tuple[Any, list[str]]]
-    progress: Callable[[str], AbstractContextManager[Callable[..., None]]]
-    tell: Callable[[Sequence[str], Sequence[str]], None]
-    tell_written: Callable[[Iterable[Path]], None]
-    peak_memory: Callable[[Any], tuple[int, int]]
-    exit_code: Callable[[str, int, bool, Any], int]
 
 
 @dataclass(frozen=True)
@@ -58,17 +47,17 @@ class Job:
     regions: Picture | None
     reference_regions: tuple[Picture, ...]
     names: dict[str, Path]
-    model: Any
+    model: ModelOptions
     preview: Path | None = None
     preview_every: int = 0  # steps; 0: no preview
     stop_after: int | None = None  # replay of a run that was cancelled
 
 
-def add_to(command: Callable[[str, Callable[..., int], str], argparse.ArgumentParser], shared: Shared) -> None:
+def add_to(command: Callable[[str, Callable[..., int], str], argparse.ArgumentParser]) -> None:
     """Add the command; `command` makes one of a name, what runs it, and a sentence."""
 
     def begin(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
-        return run(arguments, interrupts, shared)
+        return run(arguments, interrupts)
 
     style = command("style", begin, "Give a picture, a texture or a drawn prompt the look of reference pictures.")
     what = style.add_mutually_exclusive_group(required=True)
@@ -83,7 +72,7 @@ def add_to(command: Callable[[str, Callable[..., int], str], argparse.ArgumentPa
     )  # fmt: skip
     style.add_argument("--output", required=True, metavar="OUT.png", help="where the result goes")
     style.add_argument(
-        "--content-weight", type=shared.number("content-weight", 0, MAX_CONTENT_WEIGHT), metavar="X",
+        "--content-weight", type=number("content-weight", 0, MAX_CONTENT_WEIGHT), metavar="X",
         help="how firmly the content's layout is kept, 0 is not at all (default: what suits the model)",
     )  # fmt: skip
     style.add_argument(
@@ -94,37 +83,35 @@ def add_to(command: Callable[[str, Callable[..., int], str], argparse.ArgumentPa
         help="the same for a reference: a colour takes its look from where the reference has that colour",
     )  # fmt: skip
     style.add_argument(
-        "--steps", type=shared.whole("steps", 1, MAX_STEPS), metavar="N",
+        "--steps", type=whole("steps", 1, MAX_STEPS), metavar="N",
         help=f"1 to {MAX_STEPS} (default: what suits the model)",
     )  # fmt: skip
     style.add_argument(
-        "--step-size", type=shared.number("step-size", 1e-6, 1), metavar="X",
+        "--step-size", type=number("step-size", 1e-6, 1), metavar="X",
         help="how far a step may move a value of the latent (default: what suits the model)",
     )  # fmt: skip
     style.add_argument(
-        "--scale", type=shared.number("scale", 1, MAX_SCALE), metavar="X",
+        "--scale", type=number("scale", 1, MAX_SCALE), metavar="X",
         help=f"how firmly the prompt is followed, 1 to {MAX_SCALE:g} (default: what suits the model)",
     )  # fmt: skip
     style.add_argument(
-        "--layers", type=shared.whole("layers", 1, MAX_LAYERS), metavar="N",
+        "--layers", type=whole("layers", 1, MAX_LAYERS), metavar="N",
         help="self-attention layers to compare, counted from the network's end (default: what suits the model)",
     )  # fmt: skip
+    style.add_argument("--seed", type=whole("seed", 0, MAX_SEED), default=0, metavar="N", help="one seed, one result")
     style.add_argument(
-        "--seed", type=shared.whole("seed", 0, MAX_SEED), default=0, metavar="N", help="one seed, one result"
-    )
-    style.add_argument(
-        "--size", type=shared.whole("size", 1, MAX_SIZE), metavar="N",
+        "--size", type=whole("size", 1, MAX_SIZE), metavar="N",
         help="working side in pixels (default: the model's own); a content's result keeps the content's size",
     )  # fmt: skip
     style.add_argument("--low-memory", action="store_true", help="less memory, more time, the same result")
     style.add_argument(
-        "--preview-every", type=shared.whole("preview-every", 1, MAX_STEPS), metavar="N",
+        "--preview-every", type=whole("preview-every", 1, MAX_STEPS), metavar="N",
         help="every N steps write the picture so far to OUT.preview.png",
     )  # fmt: skip
     style.add_argument(
         "--no-metadata", action="store_true", help="write no recipe, neither into the picture nor beside it as OUT.json"
     )
-    shared.add_model_arguments(style, "builtin")
+    add_model_arguments(style, "builtin")
     style.add_argument(
         "--overwrite", action="store_true", help="replace what is there already under the output's names"
     )
@@ -141,11 +128,11 @@ def _size(text: str) -> tuple[int, int]:
     return int(found[2]), int(found[1])
 
 
-def run(arguments: argparse.Namespace, interrupts: Interrupts, shared: Shared) -> int:
+def run(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
     started = time.perf_counter()
     from sdsedit.io import record
 
-    model = shared.model(arguments, arguments.model)
+    model = wanted_model(arguments, arguments.model)
     check_count(arguments.reference)
     job = _job(
         model, arguments.content, arguments.reference, arguments.content_regions, arguments.reference_regions or [],
@@ -168,12 +155,12 @@ def run(arguments: argparse.Namespace, interrupts: Interrupts, shared: Shared) -
         size=arguments.size,
         low_memory=arguments.low_memory,
     )
-    result, _ = _run(job, config, interrupts, shared, started)
-    return shared.exit_code(result.stopped, result.steps_done, bool(result.steps_done), interrupts)
+    result, _ = _run(job, config, interrupts, started)
+    return exit_code(result.stopped, result.steps_done, bool(result.steps_done), interrupts)
 
 
 def replay(
-    arguments: argparse.Namespace, made: Path, recipe: Mapping[str, Any], interrupts: Interrupts, shared: Shared,
+    arguments: argparse.Namespace, made: Path, recipe: Mapping[str, Any], interrupts: Interrupts,
     model: str, stop_after: int | None,
 ) -> tuple[int, dict[str, Any], Any]:  # fmt: skip
     """Repeat what a recipe of the kind "style" says; (exit code, its recipe, the picture [H, W, 3] uint8 or None)."""
@@ -193,7 +180,7 @@ def replay(
     output = Path(arguments.output) if arguments.output else made.with_name(f"{made.stem}.replay.png")
     content = None if asked.content is None else arguments.input or _near(made, asked.content, "--input")
     job = _job(
-        shared.model(arguments, model),
+        wanted_model(arguments, model),
         content,
         [file or _near(made, each, "--reference") for file, each in zip(given, asked.references, strict=True)],
         None if asked.regions is None else _near(made, asked.regions, ""),
@@ -209,8 +196,8 @@ def replay(
     for picture, named in files:
         if picture is not None and named is not None and picture.sha256 != named["sha256"]:
             raise InputRefused(f"{picture.name} is not the file that the recipe names: its SHA-256 is another.")
-    result, now = _run(replace(job, stop_after=stop_after), asked.config, interrupts, shared, started)
-    code = shared.exit_code(result.stopped, result.steps_done, bool(result.steps_done), interrupts)
+    result, now = _run(replace(job, stop_after=stop_after), asked.config, interrupts, started)
+    code = exit_code(result.stopped, result.steps_done, bool(result.steps_done), interrupts)
     return code, now, images.to_array(result.image) if result.steps_done else None
 
 
@@ -294,9 +281,7 @@ def _job(
     return job
 
 
-def _run(
-    job: Job, config: StyleConfig, interrupts: Interrupts, shared: Shared, started: float
-) -> tuple[StyleResult, dict[str, Any]]:
+def _run(job: Job, config: StyleConfig, interrupts: Interrupts, started: float) -> tuple[StyleResult, dict[str, Any]]:
     """Load the model, make the picture, write, and tell; gives the result and its recipe."""
     from sdsedit.io import images, record
     from sdsedit.io.record_style import style_recipe, write_picture
@@ -315,8 +300,8 @@ def _run(
     notes = [note for picture in pictures if picture is not None for note in picture.notes]
     lost: list[str] = []
     previewed = False
-    with shared.progress("Styling") as advance:
-        prior, warned = shared.load(job.model)
+    with progress("Styling") as advance:
+        prior, warned = load(job.model)
 
         def on_step(step: StyleStep) -> bool:
             nonlocal previewed
@@ -341,15 +326,15 @@ def _run(
         alpha = None if job.content is None else job.content.alpha
         icc = None if job.content is None else job.content.icc
         write_picture(job.names, images.to_array(result.image), alpha, icc, recipe)
-    shared.tell((), [*notes, *warned, *result.notes, *lost])
+    tell((), [*notes, *warned, *result.notes, *lost])
     if not result.steps_done:
         print("Written: nothing, for no step was finished.")
         return result, recipe
     first, last = result.history[0], result.history[-1]
     print(f"Unlike the references' attention: {first['style']:.3f} at the first step, {last['style']:.3f} at the last")
-    main, gpu = shared.peak_memory(prior.device)
+    main, gpu = peak_memory(prior.device)
     if main:
         print(f"Memory: {main / 1e9:.2f} GB at most{f', {gpu / 1e9:.2f} GB on the GPU' if gpu else ''}")
     print(f"Time: {result.seconds:.1f} s for {result.steps_done} steps, {time.perf_counter() - started:.1f} s in all")
-    shared.tell_written([*job.names.values(), *([job.preview] if job.preview is not None and previewed else [])])
+    tell_written([*job.names.values(), *([job.preview] if job.preview is not None and previewed else [])])
     return result, recipe
