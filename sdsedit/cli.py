@@ -24,13 +24,12 @@ from typing import TYPE_CHECKING, Any
 from sdsedit import cli_batch, cli_evaluate, cli_models, cli_splats, cli_style, errors
 from sdsedit._version import __version__
 from sdsedit.cli_shared import (
-    MAX_SEED,
     MAX_SIZE,
     MAX_STEPS,
-    MAX_STRENGTH,
     METHOD_NAMES,
-    MIN_STRENGTH,
     add_model_arguments,
+    add_seed,
+    add_strength,
     as_the_recipe_says,
     check_same_file,
     exit_code,
@@ -211,11 +210,8 @@ def _parser() -> argparse.ArgumentParser:
     image.add_argument(
         "--steps", type=whole("steps", 1, MAX_STEPS), metavar="N", help=f"1 to {MAX_STEPS} (default: the method's own)"
     )
-    image.add_argument("--seed", type=whole("seed", 0, MAX_SEED), default=0, metavar="N", help="one seed, one result")
-    image.add_argument(
-        "--strength", type=number("strength", MIN_STRENGTH, MAX_STRENGTH), default=1.0, metavar="X",
-        help=f"multiplies the method's step, {MIN_STRENGTH:g} to {MAX_STRENGTH:g} (default: 1)",
-    )  # fmt: skip
+    add_seed(image)
+    add_strength(image)
     image.add_argument(
         "--size", type=whole("size", 1, MAX_SIZE), metavar="N",
         help="working side in pixels (default: the model's own); the result keeps the input's size",
@@ -262,7 +258,7 @@ def _parser() -> argparse.ArgumentParser:
         "--steps", type=whole("steps", 1, MAX_STEPS), default=SKETCH_STEPS, metavar="N",
         help=f"1 to {MAX_STEPS} (default: %(default)s)",
     )  # fmt: skip
-    sketch.add_argument("--seed", type=whole("seed", 0, MAX_SEED), default=0, metavar="N", help="one seed, one result")
+    add_seed(sketch)
     sketch.add_argument(
         "--distillation", type=number("distillation", 0, 1), default=SKETCH_DISTILLATION, metavar="S",
         help="score distillation's share of the gradient, 0 to 1 (default: %(default)s); likeness to the guide has the "
@@ -313,11 +309,8 @@ def _parser() -> argparse.ArgumentParser:
         help=f"of the look at the drawing as a picture, and again of its shapes, 1 to {MAX_STEPS} "
         f"(default: the method's own, and {SVG_STEPS})",
     )  # fmt: skip
-    svg.add_argument("--seed", type=whole("seed", 0, MAX_SEED), default=0, metavar="N", help="one seed, one result")
-    svg.add_argument(
-        "--strength", type=number("strength", MIN_STRENGTH, MAX_STRENGTH), default=1.0, metavar="X",
-        help=f"multiplies the method's step, {MIN_STRENGTH:g} to {MAX_STRENGTH:g} (default: 1)",
-    )  # fmt: skip
+    add_seed(svg)
+    add_strength(svg)
     svg.add_argument("--png", action="store_true", help="also write OUT.png, a picture of the result")
     svg.add_argument("--save-mask", action="store_true", help="also write OUT.mask.png, where shapes may change")
     svg.add_argument(

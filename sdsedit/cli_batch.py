@@ -278,7 +278,7 @@ def _check_folder(folder: Path) -> None:
 
 def _missing(store: Store, folder: Path) -> list[str]:
     """Jobs whose result is no longer what it was."""
-    from sdsedit.batch.inputs import file_sha256
+    from sdsedit.model_options import file_sha256
 
     def whole(name: str, sha256: str) -> bool:
         return (folder / name).is_file() and file_sha256(folder / name) == sha256

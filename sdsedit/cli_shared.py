@@ -88,6 +88,17 @@ def named_words(given: str | None) -> tuple[str, ...] | None:
     return words
 
 
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=whole("seed", 0, MAX_SEED), default=0, metavar="N", help="one seed, one result")
+
+
+def add_strength(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--strength", type=number("strength", MIN_STRENGTH, MAX_STRENGTH), default=1.0, metavar="X",
+        help=f"multiplies the method's step, {MIN_STRENGTH:g} to {MAX_STRENGTH:g} (default: 1)",
+    )  # fmt: skip
+
+
 def add_model_arguments(parser: argparse.ArgumentParser, default: str | None) -> None:
     shown = "default: %(default)s" if default else "default: the recipe's"
     parser.add_argument(

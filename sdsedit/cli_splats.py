@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from sdsedit import cli_style, errors
 from sdsedit.cli_shared import (
-    MAX_SEED,
     MAX_SIZE,
     MAX_STEPS,
-    MAX_STRENGTH,
     METHOD_NAMES,
-    MIN_STRENGTH,
     Interrupts,
     add_model_arguments,
+    add_seed,
+    add_strength,
     check_same_file,
     exit_code,
     found_file,
@@ -39,7 +38,7 @@ from sdsedit.cli_shared import (
     whole,
 )
 from sdsedit.errors import InputRefused, one_sentence, printable
-from sdsedit.model_options import ModelOptions
+from sdsedit.model_options import ModelOptions, file_sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,11 +83,8 @@ def add_to(command: Callable[[str, Callable[..., int], str], argparse.ArgumentPa
     splats.add_argument(
         "--steps", type=whole("steps", 1, MAX_STEPS), metavar="N", help=f"1 to {MAX_STEPS} (default: the kind's own)"
     )
-    splats.add_argument("--seed", type=whole("seed", 0, MAX_SEED), default=0, metavar="N", help="one seed, one result")
-    splats.add_argument(
-        "--strength", type=number("strength", MIN_STRENGTH, MAX_STRENGTH), default=1.0, metavar="X",
-        help=f"multiplies the method's step, {MIN_STRENGTH:g} to {MAX_STRENGTH:g} (default: 1)",
-    )  # fmt: skip
+    add_seed(splats)
+    add_strength(splats)
     splats.add_argument(
         "--distillation", type=number("distillation", 0, 1), default=DISTILLATION, metavar="S",
         help="score distillation's share of the gradient, 0 to 1 (default: %(default)s); likeness to edited views has "
@@ -315,7 +311,7 @@ def _job(
     elif ending == ".spz" or str(output).lower().endswith(".compressed.ply"):
         notes.append("This format rounds every number, what is outside the edit too; a .ply keeps it bit for bit.")
     return Job(
-        scene, Path(input), _file_sha256(Path(input)), found, "" if cameras is None else Path(cameras).name, names,
+        scene, Path(input), file_sha256(Path(input)), found, "" if cameras is None else Path(cameras).name, names,
         wanted, True, looks, tuple(notes), stop_after=stop_after,
     )  # fmt: skip
 
@@ -323,16 +319,6 @@ def _job(
 def _apart(a: Sequence[float], b: Sequence[float]) -> bool:
     """Whether two directions of length 1 are more than 45 degrees apart."""
     return sum(x * y for x, y in zip(a, b, strict=True)) < 0.7
-
-
-def _file_sha256(path: Path) -> str:
-    import hashlib
-
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _run(

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdsedit.cli_shared import (
+    MAX_SIZE,
+    MAX_STEPS,
     Interrupts,
     add_model_arguments,
+    add_seed,
     exit_code,
     load,
     number,
@@ -32,7 +35,6 @@ if TYPE_CHECKING:
 
 # Named here too: `sdsedit --help` must not wait for torch. A test holds them to what the engine has.
 MAX_REFERENCES, MAX_TEXTURE, MAX_CONTENT_WEIGHT, MAX_SCALE, MAX_LAYERS = 8, 8192, 10.0, 30.0, 128
-MAX_STEPS, MAX_SIZE, MAX_SEED = 10_000, 4096, 2**63 - 1
 MAX_STYLE_WEIGHT = 10.0  # beside another command
 
 
@@ -98,7 +100,7 @@ def add_to(command: Callable[[str, Callable[..., int], str], argparse.ArgumentPa
         "--layers", type=whole("layers", 1, MAX_LAYERS), metavar="N",
         help="self-attention layers to compare, counted from the network's end (default: what suits the model)",
     )  # fmt: skip
-    style.add_argument("--seed", type=whole("seed", 0, MAX_SEED), default=0, metavar="N", help="one seed, one result")
+    add_seed(style)
     style.add_argument(
         "--size", type=whole("size", 1, MAX_SIZE), metavar="N",
         help="working side in pixels (default: the model's own); a content's result keeps the content's size",

@@ -166,9 +166,9 @@ def _svg(
 def _splats(
     job: Job, root: Path, inputs: Mapping[str, str], prior: Prior, model: dict[str, Any], on_progress: OnProgress
 ) -> Made:
-    from sdsedit.batch.inputs import file_sha256
     from sdsedit.camera import read_cameras
     from sdsedit.io import splats
+    from sdsedit.model_options import file_sha256
     from sdsedit.request import Edit
     from sdsedit.splats.change import SplatConfig, change
     from sdsedit.splats.files import before_and_after
