@@ -15,7 +15,7 @@ from torch import Tensor
 from sdsedit.attention.localize import snap
 from sdsedit.attention.words import names_a_thing, removed_words
 from sdsedit.guidance import configured
-from sdsedit.guidance.attention_distillation import Look, Reference, Styled
+from sdsedit.guidance.attention_distillation import Styled
 from sdsedit.guidance.base import Guidance, Prompts, State, Step
 from sdsedit.guidance.lusd import FastLUSD
 from sdsedit.guidance.refine import Refine
@@ -23,7 +23,7 @@ from sdsedit.memory import Sparing
 from sdsedit.prior.autoencoder import preview
 from sdsedit.prior.base import Prior
 from sdsedit.representations.base import Representation
-from sdsedit.representations.image import ImageLatent, encoded, in_strips, resize
+from sdsedit.representations.image import ImageLatent, in_strips, look_of, resize
 from sdsedit.request import (
     Edit,
     EditConfig,
@@ -222,9 +222,7 @@ def _styled(prior: Prior, method: Guidance, request: Edit, config: EditConfig) -
     """The method, with the references' pull beside it if there are any."""
     if not request.references or not config.style_weight:
         return method
-    references = tuple(Reference(encoded(prior, picture, config.size)) for picture in request.references)
-    layers = prior.editing.get("style", {}).get("transfer", {}).get("layers")
-    return Styled(method, Look(references, layers=layers), config.style_weight)
+    return Styled(method, look_of(prior, request.references, config.size), config.style_weight)
 
 
 def _refine(prior: Prior, method: Guidance, config: EditConfig, has_place: bool) -> Refine | None:

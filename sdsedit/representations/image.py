@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sdsedit.attention.localize import feather
+from sdsedit.guidance.attention_distillation import Look, Reference
 from sdsedit.prior.base import Prior
 from sdsedit.representations.base import View
 
@@ -109,6 +110,17 @@ def encoded(prior: Prior, image: Tensor, size: int | None = None) -> Tensor:  # 
     image = image.to(prior.device)
     work = working_size((image.shape[-2], image.shape[-1]), size or prior.native, prior.multiple)
     return prior.encode(resize(image, work)).float()
+
+
+def look_of(
+    prior: Prior,
+    references: Sequence[Tensor],  # [1, 3, H, W] in 0..1 each
+    size: int | None = None,
+) -> Look:
+    """What an edit, a drawing or a scene takes of pictures beside its words, in the layers that suit the model."""
+    layers = prior.editing.get("style", {}).get("transfer", {}).get("layers")
+    with torch.no_grad():
+        return Look(tuple(Reference(encoded(prior, picture, size)) for picture in references), layers=layers)
 
 
 def working_size(

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sdsedit.guidance.attention_distillation import Look, Reference, observe, see, style_loss
+from sdsedit.guidance.attention_distillation import observe, see, style_loss
 from sdsedit.prior.base import Prior, Text
-from sdsedit.representations.image import encoded
+from sdsedit.representations.image import look_of
 from sdsedit.representations.sketch import Term
 
 CLIP = "openai/clip-vit-base-patch32"
@@ -53,13 +53,12 @@ def own_terms(
 def style_term(prior: Prior, references: Sequence[Tensor], empty: Text) -> Term:
     """The look of references [1, 3, H, W]: L_AD of the rendered page, at one t (see attention_distillation)."""
     t = torch.full((1,), _STYLE_T, device=prior.device)
-    layers = prior.editing.get("style", {}).get("transfer", {}).get("layers")
+    look = look_of(prior, references)
     with torch.no_grad():
-        look = Look(tuple(Reference(encoded(prior, picture)) for picture in references), layers=layers)
         seen = see(prior, look, t, empty)
 
     def style(page: Tensor) -> Tensor:
-        return style_loss(observe(prior, prior.encode(page), t, empty, layers), seen.references)
+        return style_loss(observe(prior, prior.encode(page), t, empty, look.layers), seen.references)
 
     return style
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sdsedit.guidance.attention_distillation import Look, Reference, Seen, gradient, observe, see, style_loss
 from sdsedit.prior.base import Prior, Text
-from sdsedit.representations.image import encoded
+from sdsedit.representations.image import look_of
 from sdsedit.representations.splats import Term
 
 _TOLD = 0.5  # t that the network is told at the first step of a drawing; it runs down to 0
@@ -41,10 +41,7 @@ class SceneStyle:
         match: bool,
         size: int | None = None,  # working side in pixels; None: the model's native side
     ) -> SceneStyle:
-        layers = prior.editing.get("style", {}).get("transfer", {}).get("layers")
-        with torch.no_grad():
-            latents = [encoded(prior, picture, size) for picture in references]
-        return SceneStyle(prior, Look(tuple(map(Reference, latents)), layers=layers), empty, weight, match)
+        return SceneStyle(prior, look_of(prior, references, size), empty, weight, match)
 
     def pull(
         self,
