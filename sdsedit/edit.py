@@ -128,8 +128,8 @@ def edit(
         total = steps + (refine.steps if refine else 0)
         run = distill(picture, prior, prompts, guide, steps, config.seed, on_step, total)
         heatmap, place, wide = _place(picture, run.state, notes, goes)
-        if refine and wide and refine.wide_start and config.refine is None:
-            refine = replace(refine, start=refine.wide_start)
+        if refine:
+            refine = _suited(refine, method, wide, config)
         if refine and place is not None and place.any() and not run.stopped:
             run = _redraw(refine, picture, place, wide, prior, prompts, config.seed, run, on_step, total)
         radius = min(round(config.feather), 1) if wide else round(config.feather)
@@ -233,6 +233,16 @@ def _refine(prior: Prior, method: Guidance, config: EditConfig, has_place: bool)
     if config.refine is not None:
         refine = replace(refine, start=config.refine)
     return refine if has_place and refine.start > 0 else None
+
+
+def _suited(refine: Refine, method: Guidance, wide: bool, config: EditConfig) -> Refine:
+    """The redrawing as the place and the method want it; a start that was asked for stays."""
+    start, scale = refine.wide_start if wide else None, 0.0
+    if isinstance(method, FastLUSD) and not wide:
+        start, scale = method.redraw_start, method.redraw_scale
+    if config.refine is not None:
+        start = None
+    return replace(refine, start=start or refine.start, scale=scale or refine.scale)
 
 
 def _redraw(

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sdsedit.edit import distill, edit
+from sdsedit.edit import _suited, distill, edit
 from sdsedit.errors import InputRefused
 from sdsedit.guidance import CSD, DDS, ISM, LUSD, METHODS, PDS, SDS, FastLUSD
 from sdsedit.guidance.base import Update
+from sdsedit.guidance.refine import Refine
 from sdsedit.prior.unet import UNetPrior
 from sdsedit.representations.base import View
 from sdsedit.request import MAX_PROMPT, Edit, EditConfig
@@ -372,6 +373,32 @@ def test_a_fast_run_ends_where_it_stops_moving_and_redraws_in_fewer_steps(builti
     assert len(ends) == result.steps_done == len(result.history)
     whole = edit(picture(), builtin_like, request, EditConfig(method=replace(method, plateau=0.0), refine=0.5))
     assert whole.steps_done == 30 + 5
+
+
+def test_a_fast_run_is_redrawn_from_its_own_start_at_its_own_scale(builtin_like, monkeypatch):
+    """As if these settings were the model's; a start that was asked for goes before it, the scale stays."""
+    request = Edit(target="a cat wearing a crown", source="a cat", mask=torch.ones(1, 1, 64, 64))
+    method = FastLUSD(steps=2, redraw=3)
+    own = replace(method, redraw_start=0.7, redraw_scale=5.0)
+
+    def made(method: FastLUSD, start: float, scale: float, refine: float | None = None):
+        monkeypatch.setattr(builtin_like, "editing", {"refine": {"start": start, "wide_start": 0.9, "scale": scale}})
+        return edit(picture(64, 64), builtin_like, request, EditConfig(method=method, refine=refine))
+
+    result = made(own, 0.4, 2.0)
+    assert result.refine == 0.7 and made(method, 0.4, 2.0).refine == 0.4
+    assert torch.equal(made(method, 0.7, 5.0).image, result.image)
+    assert not torch.equal(made(method, 0.7, 2.0).image, result.image)
+    assert torch.equal(made(own, 0.4, 2.0, refine=0.7).image, result.image)  # as a recipe is replayed
+    assert made(own, 0.4, 2.0, refine=0.5).refine == 0.5
+
+
+def test_a_fast_run_redraws_a_background_as_the_model_has_it():
+    method, refine = FastLUSD(redraw_start=0.7, redraw_scale=5.0), Refine(start=0.4, wide_start=0.9, scale=2.0)
+    assert _suited(refine, method, True, EditConfig()) == replace(refine, start=0.9)
+    assert _suited(refine, method, False, EditConfig()) == replace(refine, start=0.7, scale=5.0)
+    assert _suited(refine, LUSD(), True, EditConfig()) == replace(refine, start=0.9)
+    assert _suited(refine, LUSD(), False, EditConfig()) == refine
 
 
 def test_equal_prompts_stay_put_with_a_real_network(builtin_like):

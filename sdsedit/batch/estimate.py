@@ -22,7 +22,7 @@ from sdsedit.model_options import ModelOptions
 # Rows of a step, in passes of two rows, as each method's docstring says; the way back costs two there.
 _STEP = {
     "lusd": 1.0, "dds": 2.0, "flowedit": 2.0, "cds": 3.0, "ids": 11.0, "pds": 2.0, "ssd": 1.5, "ism": 3.5, "sds": 1.0,
-    "sbp": 1.5, "nfsd": 1.5, "csd": 1.5, "vsd": 3.0, "lusd-fast": 2.0,
+    "sbp": 1.5, "nfsd": 1.5, "csd": 1.5, "vsd": 3.0, "lusd-fast": 1.0,
 }  # fmt: skip
 _USUAL_STEPS = 200  # where the model does not say
 _FLOW_STEPS = 33  # FlowEdit's own

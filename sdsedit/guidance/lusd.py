@@ -148,6 +148,9 @@ class FastLUSD(LUSD):
 
     The run ends where z stops moving away from z_src: rms(z - z_src) grew by less than `plateau` of itself over the
     last quarter of the steps, the second half begun. docs/experiments.md has what else was tried.
+
+    What few steps leave undone, the redrawing that follows can do, if it starts from more noise or follows the words
+    more closely than after a long run.
     """
 
     steps: int = 64
@@ -156,6 +159,8 @@ class FastLUSD(LUSD):
     times: Literal["stratified", "descending", "uniform"] = "stratified"
     plateau: float = 0.02  # 0: the run never ends early
     redraw: int = 8  # steps of the redrawing that follows, at most
+    redraw_start: float = 0.0  # its t, where the place is no background; 0: the model's own
+    redraw_scale: float = 0.0  # its CFG, likewise
 
     def __call__(self, prior: Prior, step: Step, state: State | None = None) -> Update:
         update = super().__call__(prior, step, state)
