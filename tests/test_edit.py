@@ -377,7 +377,9 @@ def test_a_fast_run_ends_where_it_stops_moving_and_redraws_in_fewer_steps(builti
 
 def test_a_fast_run_is_redrawn_from_its_own_start_at_its_own_scale(builtin_like, monkeypatch):
     """As if these settings were the model's; a start that was asked for goes before it, the scale stays."""
-    request = Edit(target="a cat wearing a crown", source="a cat", mask=torch.ones(1, 1, 64, 64))
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., 16:48, 16:48] = 1
+    request = Edit(target="a cat wearing a crown", source="a cat", mask=mask)
     method = FastLUSD(steps=2, redraw=3)
     own = replace(method, redraw_start=0.7, redraw_scale=5.0)
 
