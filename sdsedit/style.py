@@ -54,6 +54,9 @@ class Way:
     scale: float = 1.0  # sampling: CFG
     match: bool = False  # sampling: AdaIN
     draws: int = 1  # sampling: with so many noises each reference is seen at every step
+    borrow: float = 0.0  # sampling: how far predictions go towards those made with the references' keys and values
+    until: float = 0.0  # sampling: t below which nothing is distilled any more
+    finest: bool = False  # only the layers of the finest grid are compared
     noise: float = 1.0  # optimising a texture: the deviation of what it begins from, as a share of the references'
     layers: int | None = None
 
@@ -141,6 +144,8 @@ def style(
     _check_pictures(prior, request, config)
     way = way_of(prior, request.kind, config)
     _check_way(way)
+    if way.borrow and (request.regions is not None or not hasattr(prior, "unet")):
+        raise InputRefused("A look can be borrowed without regions only, and by models with a UNet: set borrow to 0.")
     notes: list[str] = []
     with torch.inference_mode(False), torch.no_grad():
         look = _look(prior, request, config, way)
@@ -224,7 +229,7 @@ def _check_way(way: Way) -> None:
         check_whole(name, getattr(way, name), low, high)
     for name, low, high in (
         ("step_size", 1e-6, 1), ("start", 0, 1), ("end", 0, 1), ("content_weight", 0, MAX_CONTENT_WEIGHT),
-        ("scale", 1, 30), ("noise", 0, 10),
+        ("scale", 1, 30), ("noise", 0, 10), ("borrow", 0, 3), ("until", 0, 1),
     ):  # fmt: skip
         check_number(name, getattr(way, name), low, high)
     if way.layers is not None:
@@ -259,7 +264,10 @@ def _look(prior: Prior, request: StyleRequest, config: StyleConfig, way: Way) ->
         for picture, each in zip(request.references, regions, strict=True)
     )
     content = None if request.content is None else encoded(prior, request.content, config.size)
-    return Look(references, content, way.content_weight, request.regions, way.layers, config.low_memory, way.draws)
+    return Look(
+        references, content, way.content_weight, request.regions, way.layers, config.low_memory, way.draws,
+        way.finest,
+    )  # fmt: skip
 
 
 def _begin(prior: Prior, request: StyleRequest, config: StyleConfig, look: Look, way: Way) -> Tensor:
@@ -304,7 +312,7 @@ def _run(
     text = prior.encode_text([prompt])
     steps = sample_in_style(
         prior, z, text, look, generator, way.steps, way.inner, way.step_size, way.scale if prompt else 1.0, way.match,
-        tile, way.start, walk,
+        way.borrow, way.until, tile, way.start, walk,
     )  # fmt: skip
     return ((t, z_t if t == 0 else z_0, losses) for t, z_t, z_0, losses in steps)
 

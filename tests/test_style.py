@@ -159,6 +159,12 @@ CAT = picture()
         (StyleRequest(LOOK, CAT), StyleConfig(layers=0), "layers is 0"),
         (StyleRequest(LOOK, CAT), StyleConfig(seed=-1), "seed is -1"),
         (StyleRequest(LOOK, CAT), StyleConfig(way=replace(WAYS["transfer"], start=2)), "start is 2"),
+        (StyleRequest(LOOK, CAT), StyleConfig(way=replace(WAYS["transfer"], borrow=4)), "borrow is 4"),
+        (
+            StyleRequest((CAT,), CAT, None, None, torch.ones(1, 1, 48, 64), (torch.ones(1, 1, 48, 64),)),
+            StyleConfig(way=replace(WAYS["words"], borrow=1.0)),
+            "borrowed without regions only",
+        ),
     ],
 )
 def test_what_is_refused(builtin_prior: UNetPrior, request_: StyleRequest, config: StyleConfig, sentence: str):

@@ -134,6 +134,52 @@ class SelfAttention:
         return hooks
 
 
+class Borrowed:
+    """A Probe under which the last layers ask the references in the place of the picture itself,
+
+        SA(Q, K, V)  ->  SA(Q, K_ref, V_ref)        Cross-Image Attention, arXiv:2311.03335, section 4.1
+
+    so that the network draws with what the references hold: the target of L_AD, as it would be if it were reached.
+    """
+
+    def __init__(self, references: Sequence[Sequence[Layer]]) -> None:  # as in Seen, of batch 1
+        self.references = references
+
+    @contextmanager
+    def attach(self, network: Any, batch: int, latent_size: tuple[int, int]) -> Iterator[None]:
+        if is_joint(network):
+            raise ValueError("A joint transformer's keys and values hold the text too: nothing can be borrowed there.")
+        attentions = list(_self_attentions(network))
+        own = len(attentions) - len(self.references[0])  # the first layers, in call order, that borrow nothing
+        begun = 0
+
+        def begin(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            nonlocal begun
+            begun += 1
+
+        def lend(name: str) -> Callable[..., Tensor]:
+            def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+                if begun <= own:
+                    return output
+                theirs = torch.cat([getattr(each[begun - own - 1], name) for each in self.references], dim=2)
+                return theirs.transpose(1, 2).flatten(2).expand(batch, -1, -1)  # [B, M, heads d]
+
+            return hook
+
+        hooks: list[Any] = []
+        try:
+            for attn in attentions:
+                hooks.append(attn.register_forward_pre_hook(begin))
+                hooks += [attn.to_k.register_forward_hook(lend("k")), attn.to_v.register_forward_hook(lend("v"))]
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def collect(self) -> None:
+        return None
+
+
 def observe(
     prior: Prior,
     z_t: Tensor,  # [B, C, h, w] fp32
@@ -211,6 +257,7 @@ class Look:
     layers: int | None = None  # how many; None: as SelfAttention has it
     checkpoint: bool = False
     draws: int = 1  # sampling: with so many noises each reference is seen, as if it were so many references
+    finest: bool = False  # L_AD over the layers of the finest grid only
 
 
 @dataclass(frozen=True)
@@ -249,7 +296,14 @@ def gradient(
         leaf = z.detach().clone().requires_grad_()
         layers = observe(prior, leaf, t.clone(), _ordinary(empty), look.layers, look.checkpoint)
         regions = [each.regions for each in look.references] * (len(seen.references) // len(look.references))
-        style = style_loss(layers, seen.references, look.regions, regions)
+        compared: Sequence[Layer] = layers
+        theirs: Sequence[Sequence[Layer]] = seen.references
+        if look.finest:
+            most = max(layer.q.shape[2] for layer in layers)
+            chosen = [n for n, layer in enumerate(layers) if layer.q.shape[2] == most]
+            compared = [layers[n] for n in chosen]
+            theirs = [[each[n] for n in chosen] for each in seen.references]
+        style = style_loss(compared, theirs, look.regions, regions)
         losses, total = {"style": style.detach()}, style
         if seen.content is not None:
             kept = content_loss(layers, seen.content)
@@ -323,6 +377,8 @@ def sample_in_style(
     step_size: float = 0.015,
     scale: float = 7.5,
     match: bool = True,
+    borrow: float = 0.0,  # 0 .. 3; not of joint transformers, nor with regions
+    until: float = 0.0,  # t below which nothing is distilled
     tile: int | None = None,  # cells a side; None: all of z at once
     start: float = 0.98,  # t of `noise`; models whose alpha is 0 at t = 1 cannot tell z_0 there
     walk: Walk | None = None,  # where to go on; None: at the beginning
@@ -331,11 +387,20 @@ def sample_in_style(
 
         z_t' = one DDIM step (arXiv:2010.02502) with CFG, e_hat = e_0 + scale (e_y - e_0)
         z_t' = AdaIN(z_t', z_t'_ref)                           if `match`
-        z_t' = `inner` steps of a new Adam down L(z_t', t')    the references noised to t'
+        z_t' = `inner` steps of a new Adam down L(z_t', t')    the references noised to t', where t' >= `until`
 
-    Deviation: the last t' is 0 and is not skipped. With `tile`, as `optimise`; predictions of tiles that overlap are
-    averaged (MultiDiffusion, arXiv:2302.08113).
+    With `borrow`, each prediction goes on towards, and above 1 beyond, the one that the network makes with the keys and
+    values of the references noised to t (see Borrowed; its equation 5, "appearance guidance"):
+
+        e(z_t, y) = e_own + borrow (e_borrowed - e_own)
+
+    so that what is distilled is not lost again in the next step, for the network by itself draws what it was trained on.
+
+    Deviations: the last t' is 0 and is not skipped, but by `until`. With `tile`, as `optimise`; predictions of tiles
+    that overlap are averaged (MultiDiffusion, arXiv:2302.08113).
     """
+    if borrow and look.regions is not None:
+        raise ValueError("Nothing can be borrowed with regions.")
     walk = Walk() if walk is None else walk
     _go_on(walk, generator)
     schedule, empty = prior.schedule, prior.encode_text([""])
@@ -344,11 +409,14 @@ def sample_in_style(
     for k in range(walk.done, steps):
         t, after = times[k : k + 1], times[k + 1 : k + 2]
         with torch.no_grad():
+            lent = Borrowed(see(prior, look, t, empty, generator).references) if borrow else None
             cut = [None] if tile is None else tiles((z_t.shape[-2], z_t.shape[-1]), tile, generator)
             e_hat, weight = torch.zeros_like(z_t), torch.zeros_like(z_t)
             for at in cut:
                 part = z_t if at is None else z_t[..., at[0][:, None], at[1]]
                 e_y = _predicted(prior, part, t, text, empty, scale)
+                if lent is not None:
+                    e_y = torch.lerp(e_y, _predicted(prior, part, t, text, empty, scale, lent), borrow)
                 if at is None:
                     e_hat, weight = e_y, torch.ones_like(e_y)
                 else:
@@ -364,11 +432,14 @@ def sample_in_style(
         with torch.inference_mode(False):
             leaf = z_t.detach().clone()
             adam = torch.optim.Adam([leaf], lr=step_size)
-        for _ in range(inner):
+        distilled = bool(after >= until)
+        for _ in range(inner if distilled else min(inner, 1)):
             if tile is None:
                 g, losses = gradient(prior, leaf, after, look, seen, empty)
             else:
                 g, losses = _tiled_gradient(prior, leaf, after, look, seen, empty, tile, generator)
+            if not distilled:
+                break  # the losses are told all the same
             with torch.inference_mode(False):
                 leaf.grad = g.clone()
                 adam.step()
@@ -436,10 +507,12 @@ def _go_on(walk: Walk, generator: torch.Generator | None) -> None:
         generator.set_state(walk.generator)
 
 
-def _predicted(prior: Prior, z_t: Tensor, t: Tensor, text: Text, empty: Text, scale: float) -> Tensor:
+def _predicted(
+    prior: Prior, z_t: Tensor, t: Tensor, text: Text, empty: Text, scale: float, lent: Borrowed | None = None
+) -> Tensor:
     if scale == 1:
-        return prior.predict(z_t, t, text).eps
-    e_0, e_y = prior.predict(torch.cat([z_t, z_t]), t, Text.cat(empty, text)).eps.chunk(2)
+        return prior.predict(z_t, t, text, lent).eps
+    e_0, e_y = prior.predict(torch.cat([z_t, z_t]), t, Text.cat(empty, text), lent).eps.chunk(2)
     return cfg(e_0, e_y, scale)
 
 

@@ -80,7 +80,8 @@ class Prediction:
 
 
 class Probe(Protocol):
-    """Something that listens to the network during one forward pass and does not change its output."""
+    """Something that takes part in one forward pass of the network. All but those that say so listen, and change
+    nothing of its output."""
 
     def attach(self, network: Any, batch: int, latent_size: tuple[int, int]) -> AbstractContextManager[None]: ...
 

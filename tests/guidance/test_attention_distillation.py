@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdsedit.guidance.attention_distillation import (
+    Borrowed,
     Look,
     Reference,
     SelfAttention,
@@ -286,6 +287,100 @@ def test_sampling_with_no_step_of_distillation_is_plain_sampling(builtin_prior: 
     styled, again = run(2), run(2)
     assert torch.equal(styled[-1][1], again[-1][1]) and not torch.allclose(styled[-1][1], plain[-1][1], atol=1e-2)
     assert [round(float(t), 3) for t, *_ in plain] == [0.653, 0.327, 0.0]
+
+
+# Borrowed keys and values
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "koala_700m", "builtin_like"])
+def test_what_is_borrowed_from_itself_changes_nothing(family: str, tiny_prior):
+    prior, t = tiny_prior(family), torch.tensor([0.4])
+    z, text = latent(0, prior), prior.encode_text([""])
+    with torch.no_grad():
+        own = observe(prior, z, t, text, 4)
+        plain, lent = prior.predict(z, t, text).eps, prior.predict(z, t, text, Borrowed([own])).eps
+        twice = prior.predict(z, t, text, Borrowed([own, own])).eps  # a softmax over each key twice is the softmax
+    torch.testing.assert_close(lent, plain, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(twice, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "koala_700m", "builtin_like"])
+def test_a_borrowing_layer_answers_with_the_target_of_the_loss(family: str, tiny_prior):
+    """In the last layer, whose queries are as they were, softmax(Q K_ref^T / sqrt(d)) V_ref; L_AD is 0 there; the
+    layers before it are as they were, and a batch of two borrows as each by itself."""
+    prior, t = tiny_prior(family), torch.tensor([0.4])
+    z, theirs, text = latent(0, prior, batch=2), latent(1, prior, (16, 24)), prior.encode_text([""])
+    with torch.no_grad():
+        reference = observe(prior, theirs, t, text, 1)
+        plain = observe(prior, z, t, text, 2)
+        with Borrowed([reference]).attach(prior.unet, 2, (16, 16)):
+            before, last = observe(prior, z, t, text, 2)
+        k, v = (each.transpose(1, 2).flatten(2).expand(2, -1, -1) for each in (reference[0].k, reference[0].v))
+        q = plain[1].q.transpose(1, 2).flatten(2)
+        expected = plain_attention(q, k, v, last.q.shape[1])
+        torch.testing.assert_close(last.out.transpose(1, 2).flatten(2), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(before.out, plain[0].out)
+        assert style_loss([last], [reference]).item() < 1e-5 < style_loss([plain[1]], [reference]).item()
+        assert torch.equal(observe(prior, z, t, text, 2)[1].out, plain[1].out)  # nothing was left behind
+
+
+def test_how_far_predictions_go_towards_the_borrowed_ones(builtin_prior: UNetPrior):
+    """One step of sampling by hand: e_own + borrow (e_borrowed - e_own), with the reference's own noise."""
+    prior, text, t = builtin_prior, builtin_prior.encode_text([""]), torch.tensor([0.9])
+    look, z_t = Look((Reference(latent(1, prior)),), layers=3), latent(2, prior)
+    noised = torch.randn(latent(1, prior).shape, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        seen = observe(prior, prior.schedule.add_noise(latent(1, prior), noised, t), t, text, 3)
+        own, lent = prior.predict(z_t, t, text).eps, prior.predict(z_t, t, text, Borrowed([seen])).eps
+    assert not torch.allclose(own, lent, atol=1e-3)
+    for borrow in (0.0, 0.5, 1.0, 2.0):
+        generator = torch.Generator().manual_seed(4)
+        steps = sample_in_style(
+            prior, z_t, text, look, generator, 1, 0, scale=1.0, match=False, borrow=borrow, start=0.9
+        )
+        ((_, _, z_0, _),) = steps
+        expected = prior.schedule.to_sample(own + borrow * (lent - own), z_t, t)
+        torch.testing.assert_close(z_0, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="with regions"):
+        next(
+            sample_in_style(
+                prior, z_t, text, replace(look, regions=torch.ones(1, 1, 16, 16)), torch.Generator(), borrow=1.0
+            )
+        )
+
+
+def test_nothing_is_distilled_below_until(builtin_prior: UNetPrior):
+    """The last steps are the sampler's, and their losses are told all the same."""
+    prior, text = builtin_prior, builtin_prior.encode_text([""])
+    look, noise = Look((Reference(latent(1, prior)),), layers=3), latent(2, prior)
+
+    def run(inner: int, until: float) -> list:
+        generator = torch.Generator().manual_seed(0)
+        return list(
+            sample_in_style(
+                prior, noise, text, look, generator, 4, inner, 0.1, 1.0, match=False, until=until, start=0.8
+            )
+        )
+
+    never, plain, half, whole = run(2, 0.9), run(0, 0.0), run(2, 0.3), run(2, 0.0)
+    assert all(torch.equal(one[1], other[1]) for one, other in zip(never, plain, strict=True))
+    assert [torch.equal(one[1], other[1]) for one, other in zip(half, whole, strict=True)] == [True, True, False, False]
+    assert all(set(losses) == {"style"} for *_, losses in (*never, *half))
+
+
+def test_only_the_finest_layers_are_compared(builtin_prior: UNetPrior):
+    """Their share of the loss and its gradient; of layers of one grid, all of them."""
+    prior, t, empty = builtin_prior, torch.tensor([0.4]), builtin_prior.encode_text([""])
+    z, look = latent(0, prior), Look((Reference(latent(1, prior)),), layers=7)
+    seen, own = see(prior, look, t, empty), observe(prior, z, t, empty, 7)
+    most = max(layer.q.shape[2] for layer in own)
+    chosen = [n for n, layer in enumerate(own) if layer.q.shape[2] == most]
+    assert 0 < len(chosen) < len(own)
+    expected = style_loss([own[n] for n in chosen], [[seen.references[0][n] for n in chosen]])
+    g, losses = gradient(prior, z, t, replace(look, finest=True), seen, empty)
+    assert losses["style"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert losses["style"] < gradient(prior, z, t, look, seen, empty)[1]["style"]
+    assert g.abs().max() > 0
 
 
 # Joint transformers
