@@ -394,7 +394,7 @@ def sample_in_style(
 
         e(z_t, y) = e_own + borrow (e_borrowed - e_own)
 
-    so that what is distilled is not lost again in the next step, for the network by itself draws what it was trained on.
+    so that what is distilled is not lost in the next step, for the network by itself draws what it was trained on.
 
     Deviations: the last t' is 0 and is not skipped, but by `until`. With `tile`, as `optimise`; predictions of tiles
     that overlap are averaged (MultiDiffusion, arXiv:2302.08113).
