@@ -2,11 +2,15 @@
 
     python -m benchmarks.styles [--only gallery | textures] [--steps N] [--inner N] [--draws N] [--output docs]
 
-Textures: of ten pictures from assets/styles one texture each, by Attention Distillation and, in the very same run with
-the same model, layers, noise, steps and optimiser, by two other losses on the same layers' features F = V:
+Textures: of ten pictures from assets/styles one texture each, by Attention Distillation as the model has it and, in the
+very same run with the same model, noise, steps and optimiser, by two other losses on the features F = V of all recorded
+layers:
 
     AdaIN's statistics    sum_l |mu(F) - mu(F_ref)| + |sigma(F) - sigma(F_ref)|      arXiv:1703.06868, eq. 13
     Gram matrices         sum_l |G(F) - G(F_ref)|, G = F^T F / N                     arXiv:1505.07376, eq. 2 and 3
+
+The others borrow no keys and values, which is attention's own way, and compare all layers, which suits them better than
+the finest alone (docs/experiments.md).
 
 Distance: of each 16 x 16 patch of the texture to the nearest one of the reference (is what is there the reference's?),
 and the other way round (is all of the reference there?), as rms over the values, at the model's 128 pixels. A mean of
@@ -198,7 +202,7 @@ def textures(prior: Prior, folder: Path, own: dict[str, int]) -> None:
     """own: settings of a Way that are not the model's own."""
     rows: dict[str, dict[str, list[float]]] = {}
     way = replace(way_of(prior, "texture", StyleConfig()), **own)
-    config = StyleConfig(way=way)
+    others = replace(way, borrow=0.0, finest=False)
     strips = []
     began = time.perf_counter()
     for name in TEN:
@@ -207,6 +211,7 @@ def textures(prior: Prior, folder: Path, own: dict[str, int]) -> None:
         row = [to_array(small)]
         rows[name] = {}
         for title, chosen in LOSSES.items():
+            config = StyleConfig(way=way if chosen is LOSSES["Attention Distillation"] else others)
             with loss(chosen):
                 made = style(prior, StyleRequest((picture,), texture=(prior.native, prior.native)), config).image
             rows[name][title] = [nearest(made, small), nearest(small, made), sharpness(made) / sharpness(small)]
