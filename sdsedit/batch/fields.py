@@ -66,6 +66,7 @@ _MODEL = {
     "distilled_guidance": Field("number", "what FLUX.1 dev is told; no CFG scale", low=0, high=MAX_DISTILLED_GUIDANCE),
 }  # fmt: skip
 _LOOK = Field("files", "pictures whose look is taken, relative to the manifest", low=1, high=MAX_REFERENCES)
+_STYLE_WEIGHT = Field("number", "how hard the references' look pulls", 2.0, low=0, high=MAX_STYLE_WEIGHT)
 _PICTURES = {
     "save_mask": Field("flag", "also write OUT.mask.png, the weight of the edit", False),
     "save_heatmap": Field("flag", "also write OUT.heatmap.png, where the words were found", False),
@@ -81,9 +82,7 @@ FIELDS: dict[str, dict[str, Field]] = {
         "words": _WORDS, "method": _METHOD, "steps": _STEPS, "seed": _SEED, "strength": _STRENGTH, "size": _SIZE,
         "feather": Field("number", "the mask's soft edge in pixels", 3.0, low=0, high=256),
         "refine": Field("number", "redraw the place from this much noise at the end, 0: do not", low=0, high=1),
-        "references": _LOOK,
-        "style_weight": Field("number", "how hard the references' look pulls", 2.0, low=0, high=MAX_STYLE_WEIGHT),
-        **_MODEL, **_PICTURES,
+        "references": _LOOK, "style_weight": _STYLE_WEIGHT, **_MODEL, **_PICTURES,
     },
     "sketch": {
         "prompt": Field("text", "what to draw", required=True),
@@ -93,7 +92,7 @@ FIELDS: dict[str, dict[str, Field]] = {
         "width": Field("number", "multiplies the width of strokes", 1.0, low=0.1, high=20),
         "steps": replace(_STEPS, default=120, about="steps"), "seed": _SEED,
         "distillation": Field("number", "score distillation's share of the gradient", 0.5, low=0, high=1),
-        **_MODEL,
+        "references": _LOOK, "style_weight": replace(_STYLE_WEIGHT, default=0.5), **_MODEL,
     },
     "svg": {
         "input": _FILES["input"], "target": _TARGET, "source": _SOURCE, "words": _WORDS, "method": _METHOD,
@@ -112,7 +111,7 @@ FIELDS: dict[str, dict[str, Field]] = {
         "added": Field("whole", "new Gaussians to begin a new thing with", 6000, low=1, high=200_000),
         "background": Field("vector", "behind the scene, three numbers", (0.62, 0.79, 0.95), low=0, high=1),
         "up": Field("vector", "of the scene's world, three numbers", (0.0, -1.0, 0.0), low=-1, high=1),
-        **_MODEL,
+        "references": _LOOK, "style_weight": replace(_STYLE_WEIGHT, default=1.0), **_MODEL,
     },
     "style": {
         "input": Field("text", "a picture that keeps its layout and takes the look; this, prompt or texture"),

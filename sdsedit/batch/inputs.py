@@ -129,7 +129,9 @@ def _look_for(job: Job, what: str) -> str | None:
     what = what.rstrip(" 0123456789")
     if what in ("regions", "reference regions"):
         return "regions"
-    return what if what in ("lora", "embedding") else "image" if job.kind == "style" else job.kind
+    if what in ("lora", "embedding"):
+        return what
+    return "image" if what == "reference" or job.kind == "style" else job.kind
 
 
 def _bad_regions(found: dict[str, Any]) -> list[str]:

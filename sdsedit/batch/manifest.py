@@ -531,8 +531,8 @@ def _one(
             sentence = places.bad_file(what, name)
             if sentence:
                 found.append(sentence)
-            elif PurePosixPath(name).suffix.lower() not in READS[kind]:
-                found.append(f"{what} {printable(name, 100)} must end in {', '.join(READS[kind])}.")
+            elif PurePosixPath(name).suffix.lower() not in READS["image"]:
+                found.append(f"{what} {printable(name, 100)} must end in {', '.join(READS['image'])}.")
     for name in ("mask", "cameras", "content_regions"):
         if values.get(name):
             files[name] = filled(values[name], {"stem": stem})

@@ -111,8 +111,10 @@ def _sketch(
     given = dict(job.settings)
     prompt = given.pop("prompt")
     config = SketchConfig(**given)
-    result = sketch(prompt, prior, config, lambda step: on_progress(step.index + 1, step.total))
-    recipe = record.sketch_recipe(prompt, config, result, model)
+    references = _pictures(job.references, root, inputs, "reference")
+    looks = tuple(each.tensor() for each in references)
+    result = sketch(prompt, prior, config, lambda step: on_progress(step.index + 1, step.total), references=looks)
+    recipe = record.sketch_recipe(prompt, config, result, model, references)
     data = sketch_svg(result, record.dump(recipe)) if result.steps_done else b""
     facts = _facts(recipe) | {"strokes": len(result.topology), "seconds": round(result.seconds, 3)}
     thumbs = {"before": thumbnail(images.to_array(result.guide))}
@@ -182,10 +184,12 @@ def _splats(
     _same(inputs, input=(path.name, sha256), **more)
     scene = splats.read(path)  # which was read in a process of its own when the job was planned
     asked = {name: given.pop(name) for name in ("target", "source", "words", "negative")}
-    request = Edit(**asked)
+    references = _pictures(job.references, root, inputs, "reference")
+    request = Edit(**asked, references=tuple(each.tensor() for each in references))
     config = SplatConfig(kind=given.pop("edit_kind"), **given)
     result = change(scene, prior, request, config, cameras, lambda step: on_progress(step.index + 1, step.total))
-    recipe = record.splats_recipe(printable(path.name, 200), sha256, about, request, config, result, model)
+    name = printable(path.name, 200)
+    recipe = record.splats_recipe(name, sha256, about, request, config, result, model, references)
     data = b""
     if result.steps_done or not result.stopped:
         data, _ = record.scene_file(result.splats, recipe, PurePosixPath(job.output).name)

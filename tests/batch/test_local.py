@@ -270,6 +270,31 @@ def test_how_a_model_is_loaded_and_looks_reach_the_result_and_its_replay(
     )
 
 
+def test_drawings_and_scenes_take_looks_and_are_replayed(
+    write: Write, begin: Callable[..., Any], here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (here / "s.ply").write_bytes(splats.encode(little_scene(), "s.ply"))
+    drawn = {"kind": "sketch", "prompt": "a cat", "strokes": 4, "steps": 4, "style": "colour"}
+    scene = {"kind": "splats", "input": "s.ply", "source": "a cat on grass", "target": "a blue cat on grass",
+             "views": 4, "added": 20, "steps": 2, "threshold": 0.05, "edit_kind": "restyle"}  # fmt: skip
+    look = {"references": "b.png", "style_weight": 3}
+    path = write({"id": "drawn", **drawn}, {"id": "drawn-so", **drawn, **look}, {"id": "scene", **scene},
+                 {"id": "scene-so", **scene, **look})  # fmt: skip
+    store, options = begin(path)
+    here_and_now(store, options)
+    states = {entry.id: entry for entry in store.entries()}
+    assert all(entry.state == "done" for entry in states.values()), [entry.reason for entry in states.values()]
+    whole(store, tmp_path / "out")
+    for name, suffix in (("drawn", "svg"), ("scene", "ply")):
+        plain, so = (tmp_path / "out" / f"{each}.{suffix}" for each in (name, f"{name}-so"))
+        assert plain.read_bytes() != so.read_bytes()
+        recipe = json.loads(so.with_suffix(f".{suffix}.json").read_text())
+        assert [each["name"] for each in recipe["references"]] == ["b.png"]
+        assert main(["replay", str(so), "--device", "cpu"]) == errors.OK
+        said = capsys.readouterr().out
+        assert "Compared: the same, " in said and "Differs" not in said, said
+
+
 def test_a_lora_that_changed_is_not_used(write: Write, begin: Callable[..., Any], toys: Path):
     store, options = begin(write({"id": "x", "input": "a.png", "lora": "toy.safetensors"}))
     data = (toys / "toy.safetensors").read_bytes()
