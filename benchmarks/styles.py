@@ -1,6 +1,7 @@
 """Styles: a gallery to look at, and textures measured against two older losses.
 
-    python -m benchmarks.styles [--only gallery | textures] [--steps N] [--inner N] [--draws N] [--output docs]
+    python -m benchmarks.styles [--only gallery | textures] [--steps N] [--inner N] [--draws N] [--seed N]
+                                [--output docs]
 
 Textures: of ten pictures from assets/styles one texture each, by Attention Distillation as the model has it and, in the
 very same run with the same model, noise, steps and optimiser, by two other losses on the features F = V of all recorded
@@ -198,7 +199,7 @@ def sharpness(picture: Tensor) -> float:  # [1, 3, H, W]
     return float(down + right)
 
 
-def textures(prior: Prior, folder: Path, own: dict[str, int]) -> None:
+def textures(prior: Prior, folder: Path, own: dict[str, int], seed: int) -> None:
     """own: settings of a Way that are not the model's own."""
     rows: dict[str, dict[str, list[float]]] = {}
     way = replace(way_of(prior, "texture", StyleConfig()), **own)
@@ -211,7 +212,7 @@ def textures(prior: Prior, folder: Path, own: dict[str, int]) -> None:
         row = [to_array(small)]
         rows[name] = {}
         for title, chosen in LOSSES.items():
-            config = StyleConfig(way=way if chosen is LOSSES["Attention Distillation"] else others)
+            config = StyleConfig(way=way if chosen is LOSSES["Attention Distillation"] else others, seed=seed)
             with loss(chosen):
                 made = style(prior, StyleRequest((picture,), texture=(prior.native, prior.native)), config).image
             rows[name][title] = [nearest(made, small), nearest(small, made), sharpness(made) / sharpness(small)]
@@ -274,6 +275,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of each measured texture (default: the model's own)")
     parser.add_argument("--inner", type=int, help="of distillation after each of them (default: the model's own)")
     parser.add_argument("--draws", type=int, help="of the noise of the reference at each (default: the model's own)")
+    parser.add_argument("--seed", type=int, default=0, help="of the measured textures")
     parser.add_argument("--case", default="", help="part of the name of the gallery's cases to make")
     parser.add_argument("--output", type=Path, default=ROOT / "docs")
     given = parser.parse_args()
@@ -283,7 +285,7 @@ def main() -> None:
         gallery(prior, given.output / "gallery" / "style", given.case)
     if given.only != "gallery":
         own = {name: value for name in ("steps", "inner", "draws") if (value := getattr(given, name)) is not None}
-        textures(prior, given.output / "benchmarks", own)
+        textures(prior, given.output / "benchmarks", own, given.seed)
 
 
 if __name__ == "__main__":
