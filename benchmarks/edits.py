@@ -201,7 +201,7 @@ def plot(rows: list[dict], path: Path) -> None:
     left.set(
         xlabel="PSNR outside the edit (dB), higher leaves more alone",
         ylabel="share of edits that read exactly as asked",
-        ylim=(-0.03, 1.03),
+        ylim=(-0.03, 1.1),
     )
     left.margins(x=0.2)
     left.grid(alpha=0.3)

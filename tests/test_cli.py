@@ -115,7 +115,7 @@ def test_every_method(image: Callable[..., str], method: str):
 def test_fast_is_a_method(image: Callable[..., str]):
     image("--fast")
     method = json.loads(Path("out.json").read_text())["method"]
-    assert method["name"] == "lusd-fast" and method["redraw"] == 8
+    assert method["name"] == "lusd-fast" and method["draws"] == 2
 
 
 def test_named_words(image: Callable[..., str]):

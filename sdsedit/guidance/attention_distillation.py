@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -143,14 +143,20 @@ class Borrowed:
     """
 
     def __init__(self, references: Sequence[Sequence[Layer]]) -> None:  # as in Seen, of batch 1
-        self.references = references
+        self._lent = [
+            {
+                name: torch.cat([getattr(each, name) for each in layer], dim=2).transpose(1, 2).flatten(2)
+                for name in ("k", "v")
+            }
+            for layer in zip(*references, strict=True)
+        ]  # [1, M, heads d] each, of the last layers in call order
 
     @contextmanager
     def attach(self, network: Any, batch: int, latent_size: tuple[int, int]) -> Iterator[None]:
         if is_joint(network):
             raise ValueError("A joint transformer's keys and values hold the text too: nothing can be borrowed there.")
         attentions = list(_self_attentions(network))
-        own = len(attentions) - len(self.references[0])  # the first layers, in call order, that borrow nothing
+        own = len(attentions) - len(self._lent)  # the first layers, in call order, that borrow nothing
         begun = 0
 
         def begin(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -159,22 +165,16 @@ class Borrowed:
 
         def lend(name: str) -> Callable[..., Tensor]:
             def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-                if begun <= own:
-                    return output
-                theirs = torch.cat([getattr(each[begun - own - 1], name) for each in self.references], dim=2)
-                return theirs.transpose(1, 2).flatten(2).expand(batch, -1, -1)  # [B, M, heads d]
+                return output if begun <= own else self._lent[begun - own - 1][name].expand(batch, -1, -1)
 
             return hook
 
-        hooks: list[Any] = []
-        try:
+        with ExitStack() as hooks:
             for attn in attentions:
-                hooks.append(attn.register_forward_pre_hook(begin))
-                hooks += [attn.to_k.register_forward_hook(lend("k")), attn.to_v.register_forward_hook(lend("v"))]
+                hooks.enter_context(attn.register_forward_pre_hook(begin))
+                hooks.enter_context(attn.to_k.register_forward_hook(lend("k")))
+                hooks.enter_context(attn.to_v.register_forward_hook(lend("v")))
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def collect(self) -> None:
         return None

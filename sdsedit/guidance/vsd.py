@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -120,24 +120,20 @@ class _Added:
     @contextmanager
     def attach(self, network: Any, batch: int, latent_size: tuple[int, int]) -> Iterator[None]:
         start, stop, _ = self.rows.indices(batch)
-        hooks = []
 
-        def add(name: str, layer: nn.Linear) -> None:
+        def added(name: str) -> Callable[..., Tensor]:
             down, up = self.lora.parameters[name]
 
             def hook(_: Any, given: Any, output: Any) -> Tensor:
                 more = (given[0][start:stop].to(down.dtype) @ down.T @ up.T).to(output.dtype)
                 return torch.cat([output[:start], output[start:stop] + more, output[stop:]])
 
-            hooks.append(layer.register_forward_hook(hook))
+            return hook
 
-        try:
+        with ExitStack() as hooks:
             for name, layer in self.lora.layers(network).items():
-                add(name, layer)
+                hooks.enter_context(layer.register_forward_hook(added(name)))
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def collect(self) -> None:
         return None
